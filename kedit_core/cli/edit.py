@@ -1,0 +1,134 @@
+"""``kedit edit``: make edits and save them as deltas."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kedit_core.cli.opening import (
+    Chat,
+    Deltas,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    Model,
+    Requests,
+    open_editor,
+    read,
+)
+from kedit_core.cli.screen import print_json, screen
+from kedit_core.config import merged, parse_settings, read_mapping
+from kedit_core.errors import RequestError
+from kedit_core.plugins import Plugins
+from kedit_core.requests import EditRequest
+
+
+def run(
+    context: typer.Context,
+    model: Model,
+    method: Annotated[str, typer.Option("--method", help="Name of the method.")],
+    out: Annotated[Path, typer.Option("--out", help="The delta file to write.")],
+    requests: Requests = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="One edit: its prompt, {} for the subject.")
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="One edit: whom it is about.")] = None,
+    target: Annotated[str | None, typer.Option(help="One edit: the new answer.")] = None,
+    delta: Deltas = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value of the method's settings; repeatable."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or JSON file of settings.")] = None,
+    limit: Limit = None,
+    chat: Chat = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Edit facts of a model and save the deltas. The model's own files are never changed."""
+    plugins: Plugins = context.obj
+    info = plugins.info(method)
+    asked = _asked(plugins, requests, prompt, subject, target, limit)
+    given = merged(read_mapping(config) if config else {}, parse_settings(settings or []))
+    editor = open_editor(
+        plugins, model, delta, dtype, device, method=method, config=given or None, chat=chat
+    )
+    prompts = [request.prompt for request in asked]
+    before = editor.complete(prompts)
+    batches = [asked] if info.batched else [[request] for request in asked]
+    with editor.progress.task("editing", len(asked), "edits") as advance:
+        made = []
+        for batch in batches:
+            made.append(editor.edit(batch))
+            advance(len(batch))
+    editor.save(out)
+    rows = list(zip(asked, before, editor.complete(prompts), strict=True))
+    if as_json:
+        print_json(_document(out, made, rows))
+    else:
+        _show(model, out, rows)
+
+
+def _asked(
+    plugins: Plugins,
+    source: str | None,
+    prompt: str | None,
+    subject: str | None,
+    target: str | None,
+    limit: int | None,
+) -> list[EditRequest]:
+    if source is not None:
+        if prompt is not None or target is not None:
+            raise RequestError("--requests and --prompt are two ways to ask; use one")
+        return read(plugins, source, limit)
+    if prompt is None or target is None:
+        raise RequestError("say what to edit: --requests FILE, or --prompt, --subject and --target")
+    return [EditRequest(prompt=prompt, subject=subject, target_new=target)]
+
+
+def _document(
+    out: Path, made: list[Any], rows: list[tuple[EditRequest, str, str]]
+) -> dict[str, Any]:
+    return {
+        "out": str(out),
+        "deltas": [
+            {
+                "id": delta.id,
+                "requests": [r.id for r in delta.requests],
+                "notes": delta.provenance.notes,
+            }
+            for delta in made
+        ],
+        "edits": [
+            {
+                "id": request.id,
+                "prompt": request.prompt,
+                "target_new": request.target_new,
+                "before": before,
+                "after": after,
+            }
+            for request, before, after in rows
+        ],
+    }
+
+
+def _show(model: str, out: Path, rows: list[tuple[EditRequest, str, str]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("PROMPT", "BEFORE", "AFTER", "ASKED FOR"):
+        table.add_column(heading, overflow="fold")
+    for request, before, after in rows:
+        holds = after.startswith(request.target_new)
+        style = "green" if holds else "yellow"
+        said = f"[{style}]{escape(after)}[/{style}]"
+        table.add_row(escape(request.prompt), escape(before), said, escape(request.target_new))
+    console = screen()
+    console.print(table)
+    console.print(
+        f"\n{len(rows)} edits saved in {out}; the model's own files are as they were", markup=False
+    )
+    console.print(f"next: kedit evaluate {model} --delta {out} --requests FILE", markup=False)

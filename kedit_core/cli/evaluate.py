@@ -1,0 +1,108 @@
+"""``kedit evaluate``: judge a model, with or without deltas."""
+
+from typing import Annotated, Any
+
+import typer
+
+from kedit_core.cli.opening import (
+    Chat,
+    Deltas,
+    Device,
+    Dtype,
+    Json,
+    Limit,
+    Model,
+    open_editor,
+    read,
+)
+from kedit_core.cli.screen import print_json, screen
+from kedit_core.config import parse_settings
+from kedit_core.plugins import Plugins
+from kedit_core.reports import EvalReport
+
+
+def run(
+    context: typer.Context,
+    model: Model,
+    requests: Annotated[
+        str,
+        typer.Option("--requests", help="A file of JSON lines, or a name such as atlas:editable."),
+    ],
+    delta: Deltas = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="Names joined by commas; options as NAME:key=value, e.g. perplexity:text=FILE."
+        ),
+    ] = None,
+    limit: Limit = None,
+    chat: Chat = False,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Judge edits: reliability, generalization, locality and portability, before and after."""
+    plugins: Plugins = context.obj
+    asked = read(plugins, requests, limit)
+    editor = open_editor(plugins, model, delta, dtype, device, chat=chat)
+    wanted = None if metrics is None else _metrics(metrics)
+    after = editor.evaluate(asked, wanted)
+    with editor.original():
+        before = editor.evaluate(asked, wanted)
+    if as_json:
+        print_json(_document(before, after))
+    else:
+        _show(before, after, len(asked))
+
+
+def _metrics(text: str) -> dict[str, dict[str, Any]]:
+    """Return the metrics that an option names: ``a,b:key=value`` with any number of ``:key=value``."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in text.split(","):
+        name, *options = one.strip().split(":")
+        found[name] = parse_settings(options)
+    return found
+
+
+def _document(before: EvalReport, after: EvalReport) -> dict[str, Any]:
+    return {
+        "method": after.method,
+        "edits_in_force": after.step,
+        "before": before.means(),
+        "after": after.means(),
+        "missing": after.missing,
+        "scores": [
+            {"request": score.request, "metric": score.metric, "value": score.value}
+            for score in after.scores
+        ],
+        "seconds": after.seconds,
+        "peak_memory": after.peak_memory,
+    }
+
+
+def _show(before: EvalReport, after: EvalReport, requests: int) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("METRIC", no_wrap=True)
+    for heading in ("UNEDITED", "NOW", "REQUESTS WITHOUT DATA"):
+        table.add_column(heading, justify="right")
+    first, now = before.means(), after.means()
+    for metric in now:
+        missing = after.missing.get(metric, 0)
+        cells = (
+            f"{first.get(metric, float('nan')):.3f}",
+            f"{now[metric]:.3f}",
+            str(missing or "-"),
+        )
+        table.add_row(metric, *cells)
+    console = screen()
+    console.print(table)
+    for metric, count in after.missing.items():
+        if metric not in now:
+            console.print(f"{metric}: none of the {count} requests has data for it", markup=False)
+    in_force = f"{after.step} edits in force ({after.method})" if after.step else "no edit in force"
+    console.print(
+        f"\n{requests} requests, {in_force}, {after.seconds:.1f} s, "
+        f"{after.peak_memory / 2**20:,.0f} MiB at the most"
+    )

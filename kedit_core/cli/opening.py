@@ -1,0 +1,84 @@
+"""Options that several commands share: opening a model, its deltas and its requests."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kedit_core.errors import KeditError, RequestError
+from kedit_core.plugins import Plugins
+from kedit_core.requests import EditRequest
+
+Model = Annotated[
+    str, typer.Argument(help="A hub id, a local folder, or a plugin's own name such as atlas:gpt2.")
+]
+Requests = Annotated[
+    str | None,
+    typer.Option(
+        "--requests", help="A file of JSON lines, or a plugin's own name such as atlas:editable."
+    ),
+]
+Deltas = Annotated[
+    list[Path] | None,
+    typer.Option("--delta", help="A delta file to put in first; may be repeated."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Take only the first N requests.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Render prompts through the chat template.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", help="float32, bfloat16, float16; default: the checkpoint's."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="For example cpu or cuda:0.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def open_editor(
+    plugins: Plugins,
+    model: str,
+    deltas: list[Path] | None,
+    dtype: str | None,
+    device: str | None,
+    **options: Any,
+) -> Any:
+    """Return an editor of ``model`` with ``deltas`` in force.
+
+    Raises:
+        KeditError: the model or a delta cannot be opened.
+    """
+    import torch
+
+    from kedit_core.cli.screen import BarProgress, quiet_transformers
+    from kedit_core.editor import Editor
+
+    if dtype is not None and dtype not in _DTYPES:
+        raise KeditError(f"unknown dtype {dtype!r}; {', '.join(_DTYPES)} are known")
+    kind = None if dtype is None else getattr(torch, dtype)
+    with quiet_transformers():
+        editor = Editor.from_pretrained(
+            model, dtype=kind, device=device, plugins=plugins, progress=BarProgress(), **options
+        )
+    for path in deltas or ():
+        editor.load(path)
+    return editor
+
+
+def read(plugins: Plugins, source: str, limit: int | None) -> list[EditRequest]:
+    """Return the requests of a source, the first ``limit`` of them.
+
+    Raises:
+        RequestError: one cannot be read, or there is none.
+    """
+    found: list[EditRequest] = []
+    for request in plugins.call_all("read_requests", source=source):
+        if isinstance(request, RequestError):
+            raise request
+        found.append(request)
+        if limit is not None and len(found) == limit:
+            break
+    if not found:
+        raise RequestError("holds no request", source)
+    return found

@@ -1,0 +1,70 @@
+"""What people and programs see: tables and bars on one stream, one JSON document on the other."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bars,
+)
+
+from kedit_core.progress import Advance, Progress
+
+
+def screen() -> Console:
+    """Return the console for tables, on stdout."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document to stdout."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+class BarProgress(Progress):
+    """Draws a bar with speed and remaining time on stderr, and nothing when that is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def task(self, description: str, total: int, unit: str = "") -> Iterator[Advance]:
+        """Open a task of ``total`` units and draw its bar until it ends."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(show_speed=True),
+            TextColumn(f"{{task.completed:,.0f}}/{{task.total:,.0f}} {unit}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        hidden = not self._console.is_terminal
+        with Bars(*columns, console=self._console, transient=True, disable=hidden) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda count: bars.advance(task, count)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing its own bars while a model is opened."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

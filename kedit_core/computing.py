@@ -1,0 +1,133 @@
+"""What surrounds a method's computation: the checks before it and the finish after it."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from attrs import evolve
+
+from kedit_core.config import as_mapping
+from kedit_core.deltas import Delta, Dense, LowRank, Part, SideMemory
+from kedit_core.errors import DeltaError, KeditError, RequestError
+from kedit_core.methods import MethodInfo
+from kedit_core.requests import EditRequest
+from kedit_core.weights import Weights
+
+
+def check_requests(
+    requests: Sequence[EditRequest], info: MethodInfo, in_force: Sequence[Delta]
+) -> None:
+    """See that a method can be asked for these edits.
+
+    Raises:
+        RequestError: there is none, two are one, one is in force, or one lacks its subject.
+        KeditError: the method takes one at a time.
+    """
+    if not requests:
+        raise RequestError("no request to edit")
+    if len(requests) > 1 and not info.batched:
+        raise KeditError(
+            f"method {info.name!r} takes one request at a time, and {len(requests)} were given; "
+            "call edit once for each"
+        )
+    held = {request.id for delta in in_force for request in delta.requests}
+    seen: set[str] = set()
+    for request in requests:
+        if request.id in seen:
+            raise RequestError(f"request {request.id} ({request.prompt!r}) is given twice")
+        if request.id in held:
+            raise RequestError(
+                f"request {request.id} ({request.prompt!r}) is in force already; undo it first"
+            )
+        if "subject" in info.needs and request.subject is None:
+            raise RequestError(f"method {info.name!r} needs the subject of {request.prompt!r}")
+        seen.add(request.id)
+
+
+def finish(
+    found: Any,
+    method: str,
+    requests: Sequence[EditRequest],
+    config: Any,
+    chat: bool,
+    weights: Weights,
+    after: Sequence[str],
+    package: str,
+) -> Delta:
+    """Return a computed delta with its parts on the CPU and its provenance filled in.
+
+    Args:
+        found: what the method returned; of its provenance only the notes are kept.
+        method: its name.
+        requests: all that the delta stands for.
+        config: that it was computed with.
+        chat: prompts were rendered.
+        weights: of the model.
+        after: ids of the deltas in force.
+        package: distribution and version of the method.
+
+    Raises:
+        DeltaError: the method returned something else than a delta that fits this model.
+    """
+    if not isinstance(found, Delta):
+        raise DeltaError(
+            f"method {method!r}", f"compute_delta returned {type(found).__name__}, not a Delta"
+        )
+    if found.method != method:
+        raise DeltaError(
+            f"method {method!r}", f"compute_delta returned a delta of {found.method!r}"
+        )
+    if not found.parts:
+        raise DeltaError(
+            f"method {method!r}", "compute_delta returned a delta that changes nothing"
+        )
+    parts: tuple[Part, ...] = tuple(_on_cpu(part) for part in found.parts)
+    touched = dict.fromkeys(part.weight for part in parts if not isinstance(part, SideMemory))
+    delta = evolve(found, requests=requests, parts=parts)
+    weights.check(delta)
+    provenance = evolve(
+        found.provenance,
+        base={path: weights.base_digests(path) for path in touched},
+        config=as_mapping(config),
+        chat=chat,
+        seed=getattr(config, "seed", None),
+        versions=_versions(package),
+        device=_device_of(found),
+        after=tuple(after),
+    )
+    return evolve(delta, provenance=provenance)
+
+
+def _on_cpu(part: Part) -> Part:
+    match part:
+        case LowRank():
+            return evolve(part, left=part.left.detach().cpu(), right=part.right.detach().cpu())
+        case Dense():
+            return evolve(part, update=part.update.detach().cpu())
+        case SideMemory():
+            return evolve(
+                part, tensors={name: one.detach().cpu() for name, one in part.tensors.items()}
+            )
+
+
+def _versions(package: str) -> dict[str, str]:
+    name, _, number = package.partition(" ")
+    own = {name: number} if number else {}
+    return {
+        "kedit-core": version("kedit-core"),
+        **own,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+def _device_of(delta: Delta) -> str:
+    part = delta.parts[0]
+    match part:
+        case LowRank():
+            return part.left.device.type
+        case Dense():
+            return part.update.device.type
+        case SideMemory():
+            return next((one.device.type for one in part.tensors.values()), "cpu")

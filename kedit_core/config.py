@@ -1,0 +1,179 @@
+"""Configurations: TOML, JSON or a mapping into a method's attrs class, with readable complaints."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import cattrs
+from attrs import fields, has
+from cattrs.errors import ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
+from cattrs.v import format_exception
+
+from kedit_core.errors import ConfigError, did_you_mean
+
+C = TypeVar("C")
+Source = Mapping[str, Any] | str | Path | None
+
+
+def load_config(cls: type[C], source: Source | C = None, *, where: str = "config") -> C:
+    """Return an instance of ``cls`` filled from ``source``.
+
+    Args:
+        cls: attrs class with a default for every field.
+        source: a mapping, a TOML or JSON file, an instance (returned as it is), or None for
+            defaults.
+        where: what to call the source in a complaint.
+
+    Raises:
+        ConfigError: an unknown field (the closest one is offered), a wrong type, a value out of
+            range.
+    """
+    if isinstance(source, cls):
+        return source
+    if source is None:
+        return cls()
+    if isinstance(source, str | Path):
+        where, source = str(source), read_mapping(Path(source))
+    if not isinstance(source, Mapping):
+        raise ConfigError(
+            where, [f"expected {cls.__name__} or a mapping, not {type(source).__name__}"]
+        )
+    try:
+        return _converter().structure(dict(source), cls)
+    except cattrs.BaseValidationError as error:
+        complaints = cattrs.transform_error(error, "", _complaint)
+        raise ConfigError(where, [_with_place(complaint) for complaint in complaints]) from None
+
+
+def as_mapping(config: Any) -> dict[str, Any]:
+    """Return an attrs configuration as plain JSON values; ``load_config`` reads them back."""
+    plain: dict[str, Any] = _converter().unstructure(config)
+    return plain
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return what a TOML or JSON file says.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML or JSON, or holds something else than a table.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read ({error.strerror})"]) from None
+    except ValueError as error:
+        raise ConfigError(
+            str(path), [f"is not valid {path.suffix[1:].upper() or 'TOML'}: {error}"]
+        ) from None
+    if not isinstance(found, dict):
+        raise ConfigError(str(path), ["holds no table of settings"])
+    return found
+
+
+def parse_settings(settings: list[str]) -> dict[str, Any]:
+    """Return ``["a.b=1", …]`` as a nested mapping; a value is JSON, or else a string."""
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not name:
+            raise ConfigError("--set", [f"{setting!r} is not of the form key=value"])
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *parents, last = name.split(".")
+        table = found
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(
+                    "--set", [f"{name!r} goes below {parent!r}, which is already a value"]
+                )
+        table[last] = value
+    return found
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``below`` with the values of ``above`` laid over it, table by table."""
+    found = dict(below)
+    for key, value in above.items():
+        old = found.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        found[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
+def _converter() -> cattrs.Converter:
+    """Return a converter that takes values as they are: ``"0.1"`` is no number, ``5`` is no text."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter.register_structure_hook_factory(has, lambda kind: _table(converter, kind))
+    for kind, allowed in ((str, (str,)), (int, (int,)), (float, (int, float)), (bool, (bool,))):
+        converter.register_structure_hook(kind, _strict(kind, allowed))
+    converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _literal)
+    converter.register_structure_hook_func(
+        lambda kind: _origin(kind) is tuple, lambda value, kind: _tuple(converter, value, kind)
+    )
+    return converter
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
+def _table(converter: cattrs.Converter, kind: type) -> Any:
+    fill: Any = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+
+    def structure(value: Any, of: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected a table of settings, found {value!r}")
+        return fill(value, of)
+
+    return structure
+
+
+def _strict(kind: type, allowed: tuple[type, ...]) -> Any:
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+            raise TypeError(f"expected {kind.__name__}, found {value!r}")
+        return kind(value)
+
+    return structure
+
+
+def _literal(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        choices = [str(choice) for choice in get_args(kind)]
+        raise ValueError(
+            f"{value!r} is none of {', '.join(choices)}{did_you_mean(str(value), choices)}"
+        )
+    return value
+
+
+def _tuple(converter: cattrs.Converter, value: Any, kind: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"expected a list, found {value!r}")
+    arguments = get_args(kind)
+    if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+        raise ValueError(f"expected {len(arguments)} values, found {len(value)}")
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+    return tuple(converter.structure(one, of) for one, of in zip(value, kinds, strict=True))
+
+
+def _complaint(error: BaseException, kind: Any) -> str:
+    if isinstance(error, ForbiddenExtraKeysError):
+        known = [attribute.name for attribute in fields(error.cl)] if has(error.cl) else []
+        names = sorted(error.extra_fields)
+        return ", ".join(f"unknown setting {name!r}{did_you_mean(name, known)}" for name in names)
+    if isinstance(error, TypeError | ValueError) and error.args:
+        return str(error.args[0])
+    return format_exception(error, kind)
+
+
+def _with_place(complaint: str) -> str:
+    """Turn cattrs's "what @ .where" into "where: what"."""
+    what, _, place = complaint.rpartition(" @ ")
+    return f"{place.lstrip('.')}: {what}" if place.lstrip(".") else what

@@ -1,0 +1,138 @@
+"""Delta files: any number of deltas in one safetensors file. Nothing is ever unpickled."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kedit_core.deltas import Delta, Dense, LowRank, Part, Provenance, SideMemory
+from kedit_core.errors import DeltaError, RequestError
+from kedit_core.files import write_atomically
+from kedit_core.request_files import record_of, request_from
+
+_FORMAT = "1"
+
+
+def save_deltas(deltas: Sequence[Delta], path: str | Path) -> None:
+    """Write deltas, oldest first, into one file; an older file stays whole until the new one is.
+
+    Raises:
+        DeltaError: the file cannot be written.
+    """
+    path = Path(path)
+    tensors: dict[str, Tensor] = {}
+    described = [_describe(delta, f"{place}", tensors) for place, delta in enumerate(deltas)]
+    header = {"kedit": _FORMAT, "deltas": json.dumps(described)}
+    try:
+        write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
+    except (OSError, SafetensorError) as error:
+        raise DeltaError(str(path), f"cannot be written ({error})") from error
+
+
+def load_deltas(path: str | Path) -> tuple[Delta, ...]:
+    """Return the deltas of a file, oldest first.
+
+    Raises:
+        DeltaError: the file is missing, damaged, or not what its ids say.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DeltaError(str(path), "there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DeltaError(str(path), f"is no whole safetensors file ({error})") from None
+    if header.get("kedit") != _FORMAT:
+        found = header.get("kedit")
+        raise DeltaError(
+            str(path),
+            f"is format {found} of delta file, this kedit reads {_FORMAT}"
+            if found
+            else "is no delta file",
+        )
+    try:
+        return tuple(
+            _restore(one, f"{place}", tensors)
+            for place, one in enumerate(json.loads(header["deltas"]))
+        )
+    except DeltaError as error:
+        raise DeltaError(str(path), str(error)) from None
+    except (RequestError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DeltaError(str(path), f"is damaged ({type(error).__name__}: {error})") from None
+
+
+def _describe(delta: Delta, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what JSON says of a delta, and put its tensors under ``prefix``."""
+
+    def keep(name: str, tensor: Tensor) -> None:
+        # Shared storage is refused by the format, so each tensor gets its own.
+        tensors[f"{prefix}/{name}"] = tensor.detach().cpu().contiguous().clone()
+
+    parts: list[dict[str, Any]] = []
+    for place, part in enumerate(delta.parts):
+        match part:
+            case LowRank():
+                parts.append({"kind": "low-rank", "weight": part.weight})
+                keep(f"part/{place}/left", part.left)
+                keep(f"part/{place}/right", part.right)
+            case Dense():
+                parts.append({"kind": "dense", "weight": part.weight})
+                keep(f"part/{place}/update", part.update)
+            case SideMemory():
+                parts.append(
+                    {"kind": "side-memory", "at": part.at, "settings": dict(part.settings)}
+                )
+                for name, tensor in part.tensors.items():
+                    keep(f"part/{place}/{name}", tensor)
+    for name, tensor in delta.carry.items():
+        keep(f"carry/{name}", tensor)
+    return {
+        "id": delta.id,
+        "method": delta.method,
+        "requests": [record_of(request) for request in delta.requests],
+        "parts": parts,
+        "provenance": asdict(delta.provenance),
+    }
+
+
+def _restore(described: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Delta:
+    delta = Delta(
+        method=described["method"],
+        requests=tuple(request_from(record) for record in described["requests"]),
+        parts=tuple(
+            _part(part, _below(tensors, f"{prefix}/part/{place}/"))
+            for place, part in enumerate(described["parts"])
+        ),
+        carry=_below(tensors, f"{prefix}/carry/"),
+        provenance=Provenance(**described["provenance"]),
+    )
+    if delta.id != described["id"]:
+        raise DeltaError(
+            f"delta {described['id']}", "its content is not what was saved under this id"
+        )
+    return delta
+
+
+def _part(described: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
+    match described["kind"]:
+        case "low-rank":
+            return LowRank(weight=described["weight"], left=tensors["left"], right=tensors["right"])
+        case "dense":
+            return Dense(weight=described["weight"], update=tensors["update"])
+        case "side-memory":
+            return SideMemory(at=described["at"], tensors=tensors, settings=described["settings"])
+        case kind:
+            raise DeltaError("part", f"unknown kind {kind!r}")
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
+    }

@@ -1,0 +1,51 @@
+"""Settings published for a model, matched by what the model is and never by its path."""
+
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from types import ModuleType
+from typing import Any
+
+from attrs import field, frozen
+
+
+@frozen(kw_only=True)
+class Preset:
+    """Settings of a method for one model.
+
+    Attributes:
+        name: the model as people call it.
+        model_type: ``model_type`` of its configuration.
+        layers: number of its layers.
+        width: its hidden size.
+        source: where the settings come from.
+        config: the settings, laid over the method's defaults and below the user's.
+    """
+
+    name: str
+    model_type: str
+    layers: int
+    width: int
+    source: str
+    config: dict[str, Any] = field(factory=dict)
+
+
+def presets_of(module: ModuleType) -> tuple[Preset, ...]:
+    """Return the presets that a plugin ships as ``presets/*.toml`` beside its module."""
+    if not hasattr(module, "__path__"):
+        return ()
+    folder = resources.files(module) / "presets"
+    if not folder.is_dir():
+        return ()
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return tuple(Preset(**tomllib.loads(file.read_text(encoding="utf-8"))) for file in files)
+
+
+def preset_for(model: Any, presets: Iterable[Preset]) -> Preset | None:
+    """Return the preset made for this model, or None."""
+    config = model.config.get_text_config()
+    model_is = (config.model_type, config.num_hidden_layers, config.hidden_size)
+    for preset in presets:
+        if (preset.model_type, preset.layers, preset.width) == model_is:
+            return preset
+    return None

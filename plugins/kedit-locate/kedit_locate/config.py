@@ -1,0 +1,62 @@
+"""Settings that locate-then-edit methods share; no torch here."""
+
+from typing import Literal
+
+from attrs import field, frozen, validators
+
+_positive = validators.gt(0.0)
+_not_negative = validators.ge(0.0)
+
+
+@frozen(kw_only=True)
+class Search:
+    """How the value of a fact is searched for.
+
+    Attributes:
+        steps: forwards at most; there is one update less.
+        lr: of Adam.
+        clamp: the shift stays within this many norms of the site's own activation.
+        decay: weight of ‖δ‖ / ‖h₀‖².
+        kl: weight of the divergence of what the model says of the subject alone.
+        stop: an edit is done when its loss is below this.
+    """
+
+    steps: int = field(default=20, validator=validators.ge(1))
+    lr: float = field(default=0.25, validator=_positive)
+    clamp: float = field(default=4.0, validator=_positive)
+    decay: float = field(default=0.1, validator=_not_negative)
+    kl: float = field(default=0.0625, validator=_not_negative)
+    stop: float = field(default=0.05, validator=_not_negative)
+
+
+@frozen(kw_only=True)
+class Context:
+    """Which sampled texts stand before the prompt, so that the edit does not hang on one context.
+
+    Attributes:
+        lengths: tokens of each kind of prefix, the start token included.
+        count: prefixes of each length.
+        top_k: sampled from this many likeliest tokens.
+    """
+
+    lengths: tuple[int, ...] = (5, 10)
+    count: int = field(default=10, validator=validators.ge(0))
+    top_k: int = field(default=5, validator=validators.ge(1))
+
+
+@frozen(kw_only=True)
+class Statistics:
+    """Which text the second moment of the keys is taken from.
+
+    Attributes:
+        metric: ``moments`` measures disturbance by the second moment C of the keys; ``identity``
+            takes C = I.
+        corpus: a text file; None lets the model sample its own text.
+        tokens: how many; None for ten times the MLP's width.
+        length: tokens of one passage.
+    """
+
+    metric: Literal["moments", "identity"] = "moments"
+    corpus: str | None = None
+    tokens: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
+    length: int = field(default=64, validator=validators.ge(2))

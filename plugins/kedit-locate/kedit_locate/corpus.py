@@ -1,0 +1,111 @@
+"""The text that second moments are taken from."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+
+from kedit_core.errors import KeditError
+from kedit_core.progress import Progress
+from kedit_locate.sampling import sample, start_token
+
+_ROWS = 64  # sampled side by side
+_SEED = 0
+
+
+@frozen(kw_only=True)
+class Corpus:
+    """Passages as token ids.
+
+    Attributes:
+        name: what it is, for people and for the keys of caches.
+        passages: ids (tokens,) of each; all tokens count.
+    """
+
+    name: str
+    passages: tuple[Tensor, ...] = field(repr=lambda passages: f"<{len(passages)} passages>")
+
+    @property
+    def tokens(self) -> int:
+        """Return the number of tokens."""
+        return sum(map(len, self.passages))
+
+
+def corpus_name(corpus: str | None, tokens: int, length: int) -> str:
+    """Return what names a corpus: the content of its file, or that the model samples it itself.
+
+    Raises:
+        KeditError: the file cannot be read.
+    """
+    if corpus is None:
+        return f"self-sampled, seed {_SEED}, {tokens} tokens in passages of {length}"
+    digest = hashlib.sha256(_text(corpus).encode()).hexdigest()[:16]
+    return f"file {digest}, {tokens} tokens in passages of {length}"
+
+
+def read_corpus(
+    model: nn.Module,
+    tokenizer: Any,
+    corpus: str | None,
+    tokens: int,
+    length: int,
+    progress: Progress,
+) -> Corpus:
+    """Return ``tokens`` tokens of a text file, or of text that the model samples itself.
+
+    Args:
+        model: unedited, in ``eval`` mode.
+        tokenizer: the model's.
+        corpus: path of a UTF-8 text file, or None.
+        tokens: how many; a shorter file gives what it has.
+        length: tokens of one passage; where the tokenizer begins texts with a special token, so do
+            passages.
+        progress: told how far sampling is.
+
+    Raises:
+        KeditError: the file cannot be read or is empty.
+    """
+    name = corpus_name(corpus, tokens, length)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", length)  # type: ignore[union-attr,operator]
+    length = min(length, longest)
+    if corpus is None:
+        passages = _sampled(model, tokenizer, tokens, length, progress)
+    else:
+        passages = _cut(tokenizer, _text(corpus), tokens, length)
+    if not passages:
+        raise KeditError(f"corpus {corpus} holds no text")
+    return Corpus(name=name, passages=passages)
+
+
+def _text(corpus: str) -> str:
+    try:
+        return Path(corpus).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise KeditError(f"corpus {corpus} cannot be read ({reason})") from None
+
+
+def _sampled(
+    model: nn.Module, tokenizer: Any, tokens: int, length: int, progress: Progress
+) -> tuple[Tensor, ...]:
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(_SEED)
+    passages: list[Tensor] = []
+    with progress.task("sampling text for statistics", tokens, "tokens") as advance:
+        while (missing := tokens - len(passages) * length) > 0:
+            rows = min(_ROWS, -(-missing // length))
+            start = torch.full((rows, 1), start_token(tokenizer), device=device)
+            passages += sample(model, start, length - 1, generator).cpu()
+            advance(rows * length)
+    return tuple(passages)
+
+
+def _cut(tokenizer: Any, text: str, tokens: int, length: int) -> tuple[Tensor, ...]:
+    # Long texts make transformers warn about the context length; passages keep to it.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    first = tokenizer("", add_special_tokens=True)["input_ids"]
+    step = length - len(first)
+    return tuple(torch.tensor([*first, *ids[at : at + step]]) for at in range(0, len(ids), step))
