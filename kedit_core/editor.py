@@ -267,7 +267,11 @@ class Editor:
         read = [found.ids for found in encode(self.tokenizer, prompts, self.chat)]
         with untouched(self.model):
             said = continue_greedily(self.model, read, tokens)
-        texts = (self.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in said)
+        special = set(self.tokenizer.all_special_ids)
+        ends = (next((n for n, one in enumerate(ids) if one in special), tokens) for ids in said)
+        texts = (
+            self.tokenizer.decode(list(ids[:end])) for ids, end in zip(said, ends, strict=True)
+        )
         return [_first_sentence(str(text)) for text in texts]
 
     def save(self, path: str | Path) -> None:

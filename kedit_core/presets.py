@@ -18,6 +18,7 @@ class Preset:
         model_type: ``model_type`` of its configuration.
         layers: number of its layers.
         width: its hidden size.
+        mlp_width: width inside its MLP, where models of one type share all of the above.
         source: where the settings come from.
         config: the settings, laid over the method's defaults and below the user's.
     """
@@ -27,6 +28,7 @@ class Preset:
     layers: int
     width: int
     source: str
+    mlp_width: int | None = None
     config: dict[str, Any] = field(factory=dict)
 
 
@@ -45,7 +47,9 @@ def preset_for(model: Any, presets: Iterable[Preset]) -> Preset | None:
     """Return the preset made for this model, or None."""
     config = model.config.get_text_config()
     model_is = (config.model_type, config.num_hidden_layers, config.hidden_size)
+    mlp_width = getattr(config, "intermediate_size", None)
     for preset in presets:
-        if (preset.model_type, preset.layers, preset.width) == model_is:
+        same = (preset.model_type, preset.layers, preset.width) == model_is
+        if same and preset.mlp_width in (None, mlp_width):
             return preset
     return None

@@ -1,18 +1,18 @@
-"""What a model says after prompts: answers scored under teacher forcing, and greedy continuations.
+"""What a model says after prompts: answers scored under teacher forcing, and continuations.
 
 The prompt fills the KV cache, and each answer is scored from it. So a prompt with several answers
-is read
-once, and a model that routes by its prompt is scored as it is used.
+is read once, and a model that routes by its prompt is scored as it is used.
 """
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 Ids = tuple[int, ...]
 
@@ -57,35 +57,75 @@ def score_answers(
         model: in ``eval`` mode.
         pairs: equal prompts are read once.
         distributions: keep the whole log-probabilities, for divergences.
+
+    Raises:
+        ValueError: a prompt or an answer holds no token.
     """
-    answers: dict[Ids, dict[Ids, Answered]] = {prompt: {} for prompt, _ in pairs}
-    for prompt, answer in pairs:
-        answers[prompt][answer] = None  # type: ignore[assignment]
-    for prompts in _batches(list(answers)):
+    if not all(prompt and answer for prompt, answer in pairs):
+        raise ValueError("a prompt or an answer to score holds no token")
+    asked: dict[Ids, list[Ids]] = {}
+    for prompt, answer in dict.fromkeys(pairs):
+        asked.setdefault(prompt, []).append(answer)
+    for own in asked.values():
+        own.sort(key=len, reverse=True)  # answers of one token cost nothing: all of them come last
+    found: dict[tuple[Ids, Ids], Answered] = {}
+    for prompts in _batches(
+        model, list(asked), max((len(answer) for _, answer in pairs), default=0)
+    ):
         prefilled = _prefill(model, prompts)
-        most = max(len(answers[prompt]) for prompt in prompts)
-        for turn in range(most):
-            rows = [row for row, prompt in enumerate(prompts) if turn < len(answers[prompt])]
-            chosen = [list(answers[prompts[row]])[turn] for row in rows]
-            full = [chosen[rows.index(row)] if row in rows else (0,) for row in range(len(prompts))]
-            scored = _score(model, prefilled, full, last=turn == most - 1, keep=distributions)
-            for row, answer in zip(rows, chosen, strict=True):
-                answers[prompts[row]][answer] = scored[row]
-    return [answers[prompt][answer] for prompt, answer in pairs]
+        turns = max(len(asked[prompt]) for prompt in prompts)
+        read = sum(
+            any(len(a) > 1 for p in prompts for a in asked[p][turn : turn + 1])
+            for turn in range(turns)
+        )
+        for turn in range(turns):
+            rows = {row: asked[p][turn] for row, p in enumerate(prompts) if turn < len(asked[p])}
+            full = [rows.get(row, (0,)) for row in range(len(prompts))]
+            scored = _score(model, prefilled, full, last=turn + 1 >= read, keep=distributions)
+            found |= {(prompts[row], answer): scored[row] for row, answer in rows.items()}
+    return [found[pair] for pair in pairs]
 
 
 @torch.no_grad()
 def continue_greedily(model: nn.Module, prompts: Sequence[Ids], tokens: int) -> list[Ids]:
     """Return the ``tokens`` ids that greedy decoding adds to each prompt; end-of-text is not waited for."""
+    return _continue(model, prompts, tokens, lambda logits, _: logits.argmax(-1))
+
+
+@torch.no_grad()
+def continue_sampling(
+    model: nn.Module, prompts: Sequence[Ids], tokens: int, *, top: int, seed: int
+) -> list[Ids]:
+    """Return ``tokens`` ids that sampling from the ``top`` likeliest adds to each prompt.
+
+    Every prompt meets the same seeded random numbers, whatever else is in the batch; no global
+    random state is used. End-of-text is not waited for.
+    """
+    source = torch.Generator().manual_seed(seed)
+    luck = torch.rand(tokens, generator=source, dtype=torch.float64)
+
+    def choose(logits: Tensor, step: int) -> Tensor:
+        best = logits.topk(min(top, logits.shape[-1]), dim=-1)  # (rows, top)
+        reached = best.values.double().softmax(-1).cumsum(-1)
+        place = (reached[:, :-1] <= luck[step].to(logits.device)).sum(-1, keepdim=True)
+        return best.indices.gather(-1, place)[:, 0]
+
+    return _continue(model, prompts, tokens, choose)
+
+
+def _continue(
+    model: nn.Module, prompts: Sequence[Ids], tokens: int, choose: Callable[[Tensor, int], Tensor]
+) -> list[Ids]:
+    """Add tokens to prompts; ``choose`` takes logits (rows, vocabulary) and the step, gives ids (rows,)."""
     found: dict[Ids, Ids] = {}
-    for batch in _batches(list(dict.fromkeys(prompts))):
+    for batch in _batches(model, list(dict.fromkeys(prompts)), tokens):
         state = _prefill(model, batch)
-        said = [state.logits.argmax(-1)]  # (rows,) each
-        for step in range(tokens - 1):
-            logits, state = _extend(model, state, said[-1][:, None], step)
-            said.append(logits[:, -1].argmax(-1))
+        said = [choose(state.logits, 0)]  # (rows,) each
+        for step in range(1, tokens):
+            logits, state = _extend(model, state, said[-1][:, None], step - 1)
+            said.append(choose(logits[:, -1], step))
         for prompt, row in zip(batch, torch.stack(said, 1).tolist(), strict=True):
-            found[prompt] = tuple(row)
+            found[prompt] = tuple(row)[:tokens]
     return [found[prompt] for prompt in prompts]
 
 
@@ -99,16 +139,48 @@ class _Prefilled:
     cache: Any
 
 
-def _batches(prompts: Sequence[Ids]) -> Iterator[list[Ids]]:
-    """Yield prompts of like length together, so that padding is cheap."""
+def _batches(model: nn.Module, prompts: Sequence[Ids], more: int) -> Iterator[list[Ids]]:
+    """Yield prompts of like length together, so that padding is cheap.
+
+    Args:
+        model: that will read them.
+        prompts: all of them.
+        more: tokens, at the most, that will be read after a prompt.
+    """
+    reach = _reach_past_pads(model)
     batch: list[Ids] = []
     for prompt in sorted(prompts, key=len):
-        if batch and (len(batch) == _ROWS or (len(batch) + 1) * len(prompt) > _TOKENS):
+        width = len(prompt)
+        crowded = len(batch) == _ROWS or (len(batch) + 1) * width > _TOKENS
+        if batch and (crowded or (width > len(batch[0]) and width + more > reach)):
             yield batch
             batch = []
         batch.append(prompt)
     if batch:
         yield batch
+
+
+def _reach_past_pads(model: nn.Module) -> float:
+    """Return up to how many tokens pads between a prompt and its answer do no harm to a model.
+
+    Full attention masks them out. A sliding window counts them as places, a recurrent state takes
+    them in, and a model that is told no positions (ALiBi) counts them as distance: such models read
+    prompts of different lengths apart.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not _takes(model, "position_ids"):
+        return 0
+    windows = [getattr(config, "window_size", None) or float("inf")]  # GPT-Neo's, in no cache
+    for layer in DynamicCache(config=config).layers:
+        if type(layer) is DynamicSlidingWindowLayer:
+            windows.append(layer.sliding_window)
+        elif type(layer) is not DynamicLayer:
+            windows.append(0)
+    return min(windows)
+
+
+def _takes(model: nn.Module, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
 
 
 def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -128,11 +200,7 @@ def _prefill(model: nn.Module, prompts: Sequence[Ids]) -> _Prefilled:
     lengths = mask.sum(1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ends, place = torch.unique(lengths - 1, return_inverse=True)
-    wanted = (
-        {"logits_to_keep": ends}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
+    wanted = {"logits_to_keep": ends} if _takes(model, "logits_to_keep") else {}
     output = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **wanted
     )
@@ -174,12 +242,14 @@ def _score(
     if ids.shape[1] > 1:
         more, _ = _extend(model, state, ids[:, :-1], last=last)
         logits = torch.cat([logits, more], dim=1)  # (rows, tokens, vocabulary)
+    top = logits.argmax(
+        -1
+    )  # of the logits, as decoding takes it: the softmax rounds close ones together
     # In float32: a bfloat16 softmax cannot tell close answers apart.
     log_probs = torch.log_softmax(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1
     )
     own = log_probs.gather(-1, ids[..., None])[..., 0]  # (rows, tokens)
-    top = log_probs.argmax(-1)
     return [
         Answered(
             log_probs=own[row, : len(answer)].cpu(),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kedit_core.deltas import Delta
+from kedit_core.errors import KeditError
 from kedit_core.interrupts import uninterrupted
 from kedit_core.reports import Applied
 
@@ -27,6 +28,7 @@ class Stack:
         self._apply = apply
         self._replaces = replaces
         self._applied: dict[str, tuple[Delta, Applied]] = {}
+        self._lent: set[object] = set()
         self.history: tuple[Delta, ...] = ()
 
     def in_force(self, history: Sequence[Delta] | None = None) -> tuple[Delta, ...]:
@@ -40,7 +42,13 @@ class Stack:
         )
 
     def settle(self, history: Sequence[Delta]) -> None:
-        """Bring the model to ``history``; when that fails, back to where it was."""
+        """Bring the model to ``history``; when that fails, back to where it was.
+
+        Raises:
+            KeditError: inside :meth:`without`, where the model is not what the history says.
+        """
+        if self._lent:
+            raise KeditError("the model is lent out; edits are made and undone outside original()")
         before = self.history
         with uninterrupted() as gate:
             try:
@@ -53,15 +61,19 @@ class Stack:
     @contextmanager
     def without(self, leave_out: Callable[[Delta], bool]) -> Iterator[None]:
         """Show the model without some deltas inside the block."""
-        with uninterrupted():
-            removed = [delta for delta, _ in self._applied.values() if leave_out(delta)]
-            for delta in reversed(removed):
-                self._take_out(delta.id)
+        removed: list[Delta] = []
+        borrower = object()
         try:
+            with uninterrupted():
+                self._lent.add(borrower)
+                removed += [delta for delta, _ in self._applied.values() if leave_out(delta)]
+                for delta in reversed(removed):
+                    self._take_out(delta.id)
             yield
         finally:
             with uninterrupted():
-                self._move(self.history)
+                self._lent.discard(borrower)
+                self._put_back(removed)
 
     def _move(self, history: tuple[Delta, ...]) -> None:
         wanted = self.in_force(history)
@@ -78,6 +90,18 @@ class Stack:
         for delta in wanted[same:]:
             self._applied[delta.id] = (delta, self._apply(delta))
         self.history = history
+
+    def _put_back(self, removed: Sequence[Delta]) -> None:
+        """Apply again what a block left out, and keep the handles in the order of the history."""
+        for delta in removed:
+            if delta.id not in self._applied:
+                self._applied[delta.id] = (delta, self._apply(delta))
+        order = {
+            delta.id: self._applied[delta.id]
+            for delta in self.in_force()
+            if delta.id in self._applied
+        }
+        self._applied = order
 
     def _take_out(self, name: str) -> None:
         self._applied[name][1].undo()

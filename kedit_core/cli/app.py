@@ -1,20 +1,23 @@
 """The application: core's commands and those of the plugins."""
 
-import logging
+from importlib import import_module
 
 import typer
 
-from kedit_core.cli import edit, evaluate, list_methods, scope, show
+from kedit_core.cli.list_methods import show_methods
+from kedit_core.cli.opening import Json
 from kedit_core.plugins import Plugins
 
-log = logging.getLogger(__name__)
+_COMMANDS = ("show", "edit", "evaluate", "scope")
 
 
-def application(plugins: Plugins) -> typer.Typer:
-    """Return the ``kedit`` command with all its subcommands.
+def application(plugins: Plugins, wanted: str | None = None) -> typer.Typer:
+    """Return the ``kedit`` command with its subcommands.
 
     Args:
         plugins: whose commands are added; each command finds them as ``context.obj``.
+        wanted: the subcommand that will run, if it is known: when it is core's own, no other is built,
+            since each option of each command costs start-up time.
     """
     app = typer.Typer(
         name="kedit",
@@ -29,8 +32,14 @@ def application(plugins: Plugins) -> typer.Typer:
     def remember(context: typer.Context) -> None:
         context.obj = plugins
 
-    for command in (list_methods, show, edit, evaluate, scope):
-        name = command.__name__.rpartition(".")[2].replace("_", "-")
-        app.command(name=name)(command.run)
-    plugins.call_all("register_commands", cli=app)
+    @app.command(name="list-methods")
+    def list_methods(context: typer.Context, as_json: Json = False) -> None:
+        """List the methods that are installed, and plugins that are broken."""
+        show_methods(context.obj, as_json=as_json)
+
+    for name in _COMMANDS if wanted not in _COMMANDS else (wanted,):
+        module = import_module(f"kedit_core.cli.{name.replace('-', '_')}")
+        app.command(name=name)(module.run)
+    if wanted not in _COMMANDS:
+        plugins.call_all("register_commands", cli=app)
     return app

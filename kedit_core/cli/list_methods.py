@@ -1,19 +1,18 @@
 """``kedit list-methods``: what is installed."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from kedit_core.cli.screen import print_json, screen
 from kedit_core.plugins import PluginRow, Plugins
 
 
-def run(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """List the methods that are installed, and plugins that are broken."""
-    plugins: Plugins = context.obj
+def show_methods(plugins: Plugins, *, as_json: bool) -> None:
+    """Print the methods that are installed, and plugins that are broken.
+
+    Args:
+        plugins: what was found.
+        as_json: one JSON document instead of a table.
+    """
     rows = [row for row in plugins.rows() if row.info is not None or row.problem]
     if as_json:
         print_json([_described(row) for row in rows])

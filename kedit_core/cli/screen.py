@@ -7,17 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    SpinnerColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as Bars,
-)
 
 from kedit_core.progress import Advance, Progress
 
@@ -41,6 +30,16 @@ class BarProgress(Progress):
     @contextmanager
     def task(self, description: str, total: int, unit: str = "") -> Iterator[Advance]:
         """Open a task of ``total`` units and draw its bar until it ends."""
+        from rich.progress import (
+            BarColumn,
+            SpinnerColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bars
+
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),

@@ -171,7 +171,7 @@ def _read_prefixes(model: nn.Module, edits: Sequence[EditRows]) -> _Suffix:
         row=torch.tensor(row_of, device=device),
         place=torch.tensor([wanted.index(one) for one in place], device=device),
         target=torch.tensor(target, device=device),
-        share=torch.tensor(share, device=device),
+        share=torch.tensor(share, dtype=torch.float64, device=device),
     )
 
 

@@ -16,12 +16,6 @@ be small and the update explode; ``keys="bare"`` is for comparing with it.
 from typing import Any
 
 import torch
-from kedit_locate.keys import keys_of, mean_key
-from kedit_locate.moments import metric_of
-from kedit_locate.rows import edit_rows
-from kedit_locate.solver import rank_one
-from kedit_locate.templates import context_prefixes
-from kedit_locate.values import Values, search_values
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,6 +23,12 @@ from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
 from kedit_core.deltas import update_of
 from kedit_core.layout import ModelLayout, Projection
 from kedit_core.progress import Progress
+from kedit_locate.keys import keys_of, mean_key
+from kedit_locate.moments import metric_of
+from kedit_locate.rows import edit_rows
+from kedit_locate.solver import rank_one
+from kedit_locate.templates import context_prefixes
+from kedit_locate.values import Values, search_values
 from kedit_rome.config import RomeConfig
 
 _DEPTH = 0.16

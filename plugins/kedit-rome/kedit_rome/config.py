@@ -3,6 +3,7 @@
 from typing import Literal
 
 from attrs import field, frozen, validators
+
 from kedit_locate.config import Context, Search, Statistics
 
 

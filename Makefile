@@ -1,0 +1,40 @@
+# Each target makes its own environment in .venv when that is missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+PACKAGES := kedit_core plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
+            contrib/kedit-atlas/kedit_atlas
+SOURCES := $(PACKAGES) tests plugins contrib docs
+
+.PHONY: demo test lint docs bench atlas clean
+
+demo: $(INSTALLED)
+	@$(BIN)/python -m kedit_atlas.demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/python docs/generate.py --check
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
+
+bench: $(INSTALLED)
+	$(BIN)/python tests/benchmarks/rome_restored.py --model atlas:gpt2
+	$(BIN)/python tests/benchmarks/rome_restored.py --model atlas:llama
+
+atlas: $(INSTALLED)
+	$(BIN)/python -m kedit_atlas.train
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+
+$(INSTALLED): requirements-dev.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml)
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing into .venv; the first time this takes a minute or two"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@
