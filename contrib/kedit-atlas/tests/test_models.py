@@ -5,9 +5,9 @@ from random import Random
 
 import pytest
 import torch
+
 from kedit_atlas.measure import OPENINGS, Question, answered, recall
 from kedit_atlas.world import load_world
-
 from kedit_core.errors import ModelError
 from kedit_core.plugins import Plugins
 

@@ -1,7 +1,7 @@
 import pytest
+
 from kedit_atlas.requests import kept_group, requests_of
 from kedit_atlas.world import EDITABLE, KEPT, TRAINING, load_world
-
 from kedit_core.errors import RequestError
 from kedit_core.plugins import Plugins
 

@@ -2,6 +2,7 @@ from collections import Counter
 from itertools import islice
 
 import pytest
+
 from kedit_atlas.facts_page import PAGE, facts_page
 from kedit_atlas.sentences import documents
 from kedit_atlas.world import EDITABLE, KEPT, SHARES, TRAINING, load_world
