@@ -27,7 +27,11 @@ Tensors = dict[str, Tensor]
 def default_folder() -> Path:
     """Return ``$KEDIT_CACHE``, or the platform's user cache folder for kedit."""
     chosen = os.environ.get("KEDIT_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("kedit", appauthor=False))
+    return (
+        Path(chosen).expanduser()
+        if chosen
+        else Path(platformdirs.user_cache_dir("kedit", appauthor=False))
+    )
 
 
 class TensorCache:
@@ -45,6 +49,8 @@ class TensorCache:
 
     def get(self, kind: str, key: Mapping[str, Any], make: Callable[[], Tensors]) -> Tensors:
         """Return the tensors of ``key``, from memory, from disk, or made by ``make`` and kept.
+
+        They come back on the CPU and detached, whichever way they came.
 
         Args:
             kind: what they are, a folder name such as ``moments``.
@@ -65,6 +71,7 @@ class TensorCache:
     def put(self, kind: str, key: Mapping[str, Any], tensors: Tensors) -> Path:
         """Keep ``tensors`` under ``key`` and return the file that holds them."""
         path = self.path(kind, key)
+        tensors = _plain(tensors)
         self._write(path, key, tensors)
         self._keep_at_hand(path, tensors)
         return path
@@ -91,26 +98,27 @@ class TensorCache:
             lock.acquire()
         except OSError as error:
             warnings.warn(f"cache folder {self.folder} cannot be written ({error})", stacklevel=3)
-            return make()
+            return _plain(make())
         try:
             # Another process may have made it while this one waited.
-            tensors = self._from_disk(path, key)
+            tensors = self._from_disk(path, key, reports=False)
             if tensors is None:
-                tensors = make()
+                tensors = _plain(make())
                 self._write(path, key, tensors)
         finally:
             lock.release()
         return tensors
 
     def _write(self, path: Path, key: Mapping[str, Any], tensors: Tensors) -> None:
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        header = {"key": _canonical(key), "payload": _payload(plain)}
+        header = {"key": _canonical(key), "payload": _payload(tensors)}
         try:
-            write_atomically(path, lambda target: save_file(plain, target, metadata=header))
+            write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
         except (OSError, SafetensorError) as error:
             warnings.warn(f"cannot keep {path} ({error}); going on without", stacklevel=4)
 
-    def _from_disk(self, path: Path, key: Mapping[str, Any]) -> Tensors | None:
+    def _from_disk(
+        self, path: Path, key: Mapping[str, Any], *, reports: bool = True
+    ) -> Tensors | None:
         if not path.exists():
             return None
         try:
@@ -118,7 +126,9 @@ class TensorCache:
             if header["key"] != _canonical(key):
                 raise ValueError("it belongs to another key")
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            warnings.warn(f"cache file {path} is damaged ({error}); it is made anew", stacklevel=4)
+            if reports:
+                found = f"cache file {path} is damaged ({error}); it is made anew"
+                warnings.warn(found, stacklevel=4)
             return None
         log.debug("read %s", path)
         return tensors
@@ -127,6 +137,18 @@ class TensorCache:
         self._at_hand[path] = tensors
         while len(self._at_hand) > 1 and sum(map(_size, self._at_hand.values())) > self._memory:
             self._at_hand.popitem(last=False)
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    """Return tensors as they come back from a file: on the CPU, detached, each with a storage of its own."""
+    plain: Tensors = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        plain[name] = own.clone() if place in taken else own
+        taken.add(place)
+    return plain
 
 
 def _canonical(key: Mapping[str, Any]) -> str:

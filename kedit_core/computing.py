@@ -5,14 +5,34 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from attrs import evolve
+from attrs import evolve, field, frozen
 
 from kedit_core.config import as_mapping
 from kedit_core.deltas import Delta, Dense, LowRank, Part, SideMemory
 from kedit_core.errors import DeltaError, KeditError, RequestError
 from kedit_core.methods import MethodInfo
-from kedit_core.requests import EditRequest
+from kedit_core.requests import EditRequest, as_requests
+from kedit_core.stack import Stack
 from kedit_core.weights import Weights
+
+
+@frozen(kw_only=True)
+class Asked:
+    """What a method is asked to compute.
+
+    Attributes:
+        method: its name.
+        requests: the edits to make.
+        config: an instance of its config class.
+        chat: prompts are rendered.
+        remove: ids of edits that a memory shall drop.
+    """
+
+    method: str
+    requests: tuple[EditRequest, ...] = field(converter=as_requests)
+    config: Any
+    chat: bool
+    remove: tuple[str, ...] = ()
 
 
 def check_requests(
@@ -45,12 +65,32 @@ def check_requests(
         seen.add(request.id)
 
 
+def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
+    """See that deltas of a file can come on top of a history.
+
+    Raises:
+        DeltaError: one is in force already, or would push out a memory whose edits it does not hold.
+    """
+    present = {delta.id for delta in stack.history}
+    for delta in loaded:
+        if delta.id in present:
+            raise DeltaError(path, f"delta {delta.id} is in force already")
+        present.add(delta.id)
+    both = stack.in_force((*stack.history, *loaded))
+    kept = {request.id for delta in both for request in delta.requests}
+    for delta in (*stack.in_force(), *loaded):
+        if any(request.id not in kept for request in delta.requests):
+            raise DeltaError(
+                path,
+                f"two memories of {delta.method!r} cannot be in force at once, and the later one does "
+                f"not hold what {delta.id} holds",
+            )
+
+
 def finish(
     found: Any,
-    method: str,
-    requests: Sequence[EditRequest],
-    config: Any,
-    chat: bool,
+    asked: Asked,
+    held: Sequence[EditRequest],
     weights: Weights,
     after: Sequence[str],
     package: str,
@@ -59,10 +99,8 @@ def finish(
 
     Args:
         found: what the method returned; of its provenance only the notes are kept.
-        method: its name.
-        requests: all that the delta stands for.
-        config: that it was computed with.
-        chat: prompts were rendered.
+        asked: what it was asked for.
+        held: requests of earlier deltas that this one stands for too.
         weights: of the model.
         after: ids of the deltas in force.
         package: distribution and version of the method.
@@ -70,6 +108,7 @@ def finish(
     Raises:
         DeltaError: the method returned something else than a delta that fits this model.
     """
+    method, config = asked.method, asked.config
     if not isinstance(found, Delta):
         raise DeltaError(
             f"method {method!r}", f"compute_delta returned {type(found).__name__}, not a Delta"
@@ -84,13 +123,13 @@ def finish(
         )
     parts: tuple[Part, ...] = tuple(_on_cpu(part) for part in found.parts)
     touched = dict.fromkeys(part.weight for part in parts if not isinstance(part, SideMemory))
-    delta = evolve(found, requests=requests, parts=parts)
+    delta = evolve(found, requests=(*held, *asked.requests), parts=parts)
     weights.check(delta)
     provenance = evolve(
         found.provenance,
         base={path: weights.base_digests(path) for path in touched},
         config=as_mapping(config),
-        chat=chat,
+        chat=asked.chat,
         seed=getattr(config, "seed", None),
         versions=_versions(package),
         device=_device_of(found),

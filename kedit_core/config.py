@@ -2,9 +2,12 @@
 
 import json
 import tomllib
+from collections import abc
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import cattrs
 from attrs import fields, has
@@ -16,6 +19,8 @@ from kedit_core.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
 Source = Mapping[str, Any] | str | Path | None
+
+_MANY = {list: list, set: set, frozenset: frozenset, abc.Sequence: tuple}
 
 
 def load_config(cls: type[C], source: Source | C = None, *, where: str = "config") -> C:
@@ -60,15 +65,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is no TOML or JSON, or holds something else than a table.
     """
+    kind = "JSON" if path.suffix.lower() == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8-sig")
-        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        found = json.loads(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         raise ConfigError(str(path), [f"cannot be read ({error.strerror})"]) from None
-    except ValueError as error:
-        raise ConfigError(
-            str(path), [f"is not valid {path.suffix[1:].upper() or 'TOML'}: {error}"]
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), [f"is not valid {kind}: {error}"]) from None
     if not isinstance(found, dict):
         raise ConfigError(str(path), ["holds no table of settings"])
     return found
@@ -83,7 +87,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
             raise ConfigError("--set", [f"{setting!r} is not of the form key=value"])
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = text
         *parents, last = name.split(".")
         table = found
@@ -109,13 +113,22 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 def _converter() -> cattrs.Converter:
     """Return a converter that takes values as they are: ``"0.1"`` is no number, ``5`` is no text."""
-    converter = cattrs.Converter(forbid_extra_keys=True)
+    converter = cattrs.Converter(
+        forbid_extra_keys=True, unstruct_collection_overrides={abc.Set: sorted}
+    )
     converter.register_structure_hook_factory(has, lambda kind: _table(converter, kind))
     for kind, allowed in ((str, (str,)), (int, (int,)), (float, (int, float)), (bool, (bool,))):
         converter.register_structure_hook(kind, _strict(kind, allowed))
     converter.register_structure_hook_func(lambda kind: _origin(kind) is Literal, _literal)
     converter.register_structure_hook_func(
         lambda kind: _origin(kind) is tuple, lambda value, kind: _tuple(converter, value, kind)
+    )
+    converter.register_structure_hook_func(
+        lambda kind: _origin(kind) in _MANY, lambda value, kind: _many(converter, value, kind)
+    )
+    converter.register_structure_hook_func(
+        lambda kind: _origin(kind) in (Union, UnionType),
+        lambda value, kind: _union(converter, value, kind),
     )
     return converter
 
@@ -145,7 +158,7 @@ def _strict(kind: type, allowed: tuple[type, ...]) -> Any:
 
 
 def _literal(value: Any, kind: Any) -> Any:
-    if value not in get_args(kind):
+    if not any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
         choices = [str(choice) for choice in get_args(kind)]
         raise ValueError(
             f"{value!r} is none of {', '.join(choices)}{did_you_mean(str(value), choices)}"
@@ -156,19 +169,41 @@ def _literal(value: Any, kind: Any) -> Any:
 def _tuple(converter: cattrs.Converter, value: Any, kind: Any) -> Any:
     if not isinstance(value, list | tuple):
         raise TypeError(f"expected a list, found {value!r}")
-    arguments = get_args(kind)
-    if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-        raise ValueError(f"expected {len(arguments)} values, found {len(value)}")
-    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+    kinds = get_args(kind)
+    if kinds[-1:] == (Ellipsis,):
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise ValueError(f"expected {len(kinds)} values, found {len(value)}")
     return tuple(converter.structure(one, of) for one, of in zip(value, kinds, strict=True))
+
+
+def _many(converter: cattrs.Converter, value: Any, kind: Any) -> Any:
+    # A text is a sequence of letters too, and never meant as one.
+    if not isinstance(value, list | tuple | abc.Set):
+        raise TypeError(f"expected a list, found {value!r}")
+    (of,) = get_args(kind)
+    return _MANY[_origin(kind)](converter.structure(one, of) for one in value)
+
+
+def _union(converter: cattrs.Converter, value: Any, kind: Any) -> Any:
+    members = [member for member in get_args(kind) if member is not NoneType]
+    if value is None and NoneType in get_args(kind):
+        return None
+    if len(members) == 1:
+        return converter.structure(value, members[0])
+    for member in members:
+        with suppress(cattrs.BaseValidationError, TypeError, ValueError):
+            return converter.structure(value, member)
+    named = (str(member) if get_args(member) else member.__name__ for member in members)
+    raise TypeError(f"expected {' or '.join(named)}, found {value!r}".replace("typing.", ""))
 
 
 def _complaint(error: BaseException, kind: Any) -> str:
     if isinstance(error, ForbiddenExtraKeysError):
         known = [attribute.name for attribute in fields(error.cl)] if has(error.cl) else []
-        names = sorted(error.extra_fields)
+        names = sorted(map(str, error.extra_fields))
         return ", ".join(f"unknown setting {name!r}{did_you_mean(name, known)}" for name in names)
-    if isinstance(error, TypeError | ValueError) and error.args:
+    if isinstance(error, TypeError | ValueError | ArithmeticError) and error.args:
         return str(error.args[0])
     return format_exception(error, kind)
 

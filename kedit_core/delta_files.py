@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kedit_core.deltas import Delta, Dense, LowRank, Part, Provenance, SideMemory
-from kedit_core.errors import DeltaError, RequestError
+from kedit_core.errors import DeltaError
 from kedit_core.files import write_atomically
 from kedit_core.request_files import record_of, request_from
 
@@ -22,15 +22,15 @@ def save_deltas(deltas: Sequence[Delta], path: str | Path) -> None:
     """Write deltas, oldest first, into one file; an older file stays whole until the new one is.
 
     Raises:
-        DeltaError: the file cannot be written.
+        DeltaError: the file cannot be written, or ``extra`` of a request is no JSON.
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
     described = [_describe(delta, f"{place}", tensors) for place, delta in enumerate(deltas)]
-    header = {"kedit": _FORMAT, "deltas": json.dumps(described)}
     try:
+        header = {"kedit": _FORMAT, "deltas": json.dumps(described)}
         write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise DeltaError(str(path), f"cannot be written ({error})") from error
 
 
@@ -64,7 +64,7 @@ def load_deltas(path: str | Path) -> tuple[Delta, ...]:
         )
     except DeltaError as error:
         raise DeltaError(str(path), str(error)) from None
-    except (RequestError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DeltaError(str(path), f"is damaged ({type(error).__name__}: {error})") from None
 
 

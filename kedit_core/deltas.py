@@ -27,6 +27,15 @@ def _bits(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
     return tuple((name, digest(tensors[name])) for name in sorted(tensors))
 
 
+def _json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``values`` as they come back from a file, or refuse them while nothing is in force yet."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(values)))
+    except (TypeError, ValueError) as error:
+        raise DeltaError("settings or notes of a delta", f"are no JSON values ({error})") from None
+    return plain
+
+
 def _check_matrix(weight: str, name: str, matrix: Tensor) -> None:
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise DeltaError(weight, f"{name} has shape {tuple(matrix.shape)}, a matrix is needed")
@@ -63,6 +72,8 @@ class LowRank:
             raise DeltaError(
                 self.weight, f"left has rank {self.left.shape[1]}, right has {right.shape[0]}"
             )
+        if self.left.dtype != right.dtype:
+            raise DeltaError(self.weight, f"left is {self.left.dtype}, right is {right.dtype}")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,7 +115,7 @@ class SideMemory:
 
     at: str
     tensors: Mapping[str, Tensor] = field(eq=_bits, repr=_shapes)
-    settings: Mapping[str, Any] = field(factory=dict, hash=False)
+    settings: Mapping[str, Any] = field(factory=dict, converter=_json, hash=False)
 
 
 Part = LowRank | Dense | SideMemory
@@ -156,7 +167,7 @@ class Provenance:
     versions: Mapping[str, str] = field(factory=dict)
     device: str = ""
     after: tuple[str, ...] = field(default=(), converter=_names)
-    notes: Mapping[str, Any] = field(factory=dict)
+    notes: Mapping[str, Any] = field(factory=dict, converter=_json)
 
 
 @frozen(kw_only=True)

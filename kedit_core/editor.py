@@ -1,6 +1,6 @@
 """The editor: makes edits in one model, judges them, and takes every one of them out again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -10,24 +10,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core.baseline import Baseline
 from kedit_core.cache import TensorCache
-from kedit_core.computing import check_requests, finish
-from kedit_core.config import Source, load_config, merged, read_mapping
+from kedit_core.completions import completions
+from kedit_core.computing import Asked, check_loaded, check_requests
 from kedit_core.delta_files import load_deltas, save_deltas
 from kedit_core.deltas import Delta
-from kedit_core.errors import DeltaError, KeditError, NotInForceError
-from kedit_core.interrupts import uninterrupted
+from kedit_core.errors import ConfigError, KeditError, NotInForceError
 from kedit_core.judging import Metrics, judged
 from kedit_core.ownership import claim
 from kedit_core.plugins import Plugins
-from kedit_core.presets import preset_for, presets_of
 from kedit_core.progress import Progress
-from kedit_core.reports import Applied, EvalReport, Scope
+from kedit_core.reports import EvalReport, Scope
 from kedit_core.requests import EditBatch, EditRequest
-from kedit_core.scoring import continue_greedily
-from kedit_core.stack import Stack
-from kedit_core.tokens import encode
-from kedit_core.untouched import untouched
+from kedit_core.untouched import at_rest
 from kedit_core.weights import Weights
+from kedit_core.workshop import Workshop
 
 
 class Editor:
@@ -75,14 +71,19 @@ class Editor:
         self.model, self.tokenizer, self.method, self.chat = model, tokenizer, method, chat
         self._plugins = plugins if plugins is not None else Plugins.installed()
         self._config = config
-        if method is not None:
-            self._config_for(method, config)
-        self._release = claim(model, self)
         self.weights = Weights(model)
         self.cache = cache if cache is not None else TensorCache()
         self.progress = progress if progress is not None else Progress()
         self.baseline = Baseline(model, self.original)
-        self._stack = Stack(self._apply, self._replaces)
+        self._workshop = Workshop(
+            self._plugins, model, tokenizer, self.weights, self.cache, self.progress
+        )
+        self._stack = self._workshop.stack
+        if method is not None:
+            self._config_for(method, config)
+        elif config is not None:
+            raise ConfigError("config", ["it belongs to no method; pass method= with it"])
+        self._release = claim(model, self)
 
     @classmethod
     def from_pretrained(
@@ -147,7 +148,9 @@ class Editor:
         settings = self._config_for(method, config)
         before = self._stack.history
         try:
-            delta = self._compute(method, asked, settings)
+            delta = self._workshop.compute(
+                Asked(method=method, requests=asked, config=settings, chat=self.chat)
+            )
             self._stack.settle((*before, delta))
         except BaseException:
             self._stack.settle(before)
@@ -176,9 +179,13 @@ class Editor:
             raise NotInForceError(f"no delta {id!r} to undo", known)
         place = len(history) - 1 if id is None else known.index(id)
         if recompute:
-            self._replay(history[:place], [self._asked_by(delta) for delta in history[place + 1 :]])
-        elif history[place] not in self.deltas:
-            self.remove(*(request.id for request in self._asked_by(history[place])[1]))
+            self._workshop.replay(
+                history[:place], [self._workshop.asked_by(delta) for delta in history[place + 1 :]]
+            )
+        elif known[place] not in [delta.id for delta in self.deltas]:
+            self.remove(
+                *(request.id for request in self._workshop.asked_by(history[place]).requests)
+            )
         else:
             self._stack.settle((*history[:place], *history[place + 1 :]))
 
@@ -196,7 +203,7 @@ class Editor:
         try:
             for delta in self.deltas:
                 if any(request.id in request_ids for request in delta.requests):
-                    self._remove_from(delta, request_ids)
+                    self._workshop.remove_from(delta, request_ids)
         except BaseException:
             self._stack.settle(before)
             raise
@@ -205,7 +212,7 @@ class Editor:
     def original(self) -> Iterator[None]:
         """Show the unedited model inside the block, for comparing before and after."""
         with (
-            self._stack.without(lambda delta: not self._writes(delta.method)),
+            self._stack.without(lambda delta: not self._workshop.writes(delta.method)),
             self.weights.original(),
         ):
             yield
@@ -224,7 +231,7 @@ class Editor:
         """
         asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
         batch = EditBatch(requests=asked, step=len(self.deltas), chat=self.chat)
-        with untouched(self.model):
+        with at_rest(self.model):
             return judged(
                 self._plugins,
                 self.model,
@@ -241,21 +248,9 @@ class Editor:
         Raises:
             KeditError: no delta in force belongs to a method that classifies scope.
         """
-        for delta in reversed(self.deltas):
-            with untouched(self.model):
-                found = self._plugins.call(
-                    "scope_classify",
-                    delta.method,
-                    model=self.model,
-                    tokenizer=self.tokenizer,
-                    delta=delta,
-                    prompts=prompts,
-                )
-            if isinstance(found, Scope):
-                return found
-        raise KeditError(
-            "no delta in force says what is in its scope; edited weights answer every prompt"
-        )
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        with at_rest(self.model):
+            return self._workshop.scope_of(prompts)
 
     def complete(self, prompts: Sequence[str], tokens: int = 12) -> list[str]:
         """Return how the model as it is goes on after each prompt, up to the end of its sentence.
@@ -264,15 +259,9 @@ class Editor:
             prompts: as a user would type them.
             tokens: at the most, decoded greedily.
         """
-        read = [found.ids for found in encode(self.tokenizer, prompts, self.chat)]
-        with untouched(self.model):
-            said = continue_greedily(self.model, read, tokens)
-        special = set(self.tokenizer.all_special_ids)
-        ends = (next((n for n, one in enumerate(ids) if one in special), tokens) for ids in said)
-        texts = (
-            self.tokenizer.decode(list(ids[:end])) for ids, end in zip(said, ends, strict=True)
-        )
-        return [_first_sentence(str(text)) for text in texts]
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        with at_rest(self.model):
+            return completions(self.model, self.tokenizer, prompts, tokens, chat=self.chat)
 
     def save(self, path: str | Path) -> None:
         """Write all deltas in force, oldest first, into one file.
@@ -291,11 +280,8 @@ class Editor:
             UnknownMethodError: no plugin offers the method of one.
         """
         loaded = load_deltas(path)
-        present = {delta.id for delta in self._stack.history}
+        check_loaded(str(path), loaded, self._stack)
         for delta in loaded:
-            if delta.id in present:
-                raise DeltaError(str(path), f"delta {delta.id} is in force already")
-            present.add(delta.id)
             self._plugins.info(delta.method)
             self.weights.check(delta)
         self._stack.settle((*self._stack.history, *loaded))
@@ -310,137 +296,6 @@ class Editor:
             raise KeditError("no method was named; pass method= here or to the editor")
         return name or self.method or ""
 
-    def _config_for(self, method: str, config: Any = None) -> Any:
-        """Return a method's settings: its defaults, below them a preset for this model, below it the user's."""
-        cls = self._plugins.info(method).config
-        own: Source | Any = self._config if config is None and method == self.method else config
-        if isinstance(own, cls):
-            return own
-        where = str(own) if isinstance(own, str | Path) else f"config of {method}"
-        if isinstance(own, str | Path):
-            own = read_mapping(Path(own))
-        preset = preset_for(self.model, presets_of(self._plugins.module(method)))
-        below = preset.config if preset else {}
-        if own is None or isinstance(own, Mapping):
-            own = merged(below, own or {})
-        return load_config(cls, own, where=where)
-
-    def _writes(self, method: str) -> bool:
-        return self._plugins.info(method).kind == "weights"
-
-    def _replaces(self, method: str) -> bool:
-        return not self._writes(method)
-
-    def _compute(
-        self, method: str, requests: Sequence[EditRequest], config: Any, remove: Sequence[str] = ()
-    ) -> Delta:
-        """Return a new delta of ``method``; the model is as before, whatever happens."""
-        own = [delta for delta in self.deltas if delta.method == method]
-        stripped = tuple(request.without_probes() for request in requests)
-        batch = EditBatch(requests=stripped, remove=remove, step=len(own), chat=self.chat)
-        hides = self._replaces(method)
-        with uninterrupted() as gate:
-            with (
-                self._stack.without(lambda delta: hides and delta.method == method),
-                untouched(self.model),
-                gate.open(),
-            ):
-                found = self._plugins.call(
-                    "compute_delta",
-                    method,
-                    model=self.model,
-                    tokenizer=self.tokenizer,
-                    batch=batch,
-                    config=config,
-                    previous=own,
-                    weights=self.weights,
-                    cache=self.cache,
-                    progress=self.progress,
-                )
-            memory = (
-                [r for delta in own for r in delta.requests if r.id not in remove] if hides else []
-            )
-            package = next(row.package for row in self._plugins.rows() if row.name == method)
-            after = tuple(delta.id for delta in self.deltas)
-            return finish(
-                found, method, (*memory, *stripped), config, self.chat, self.weights, after, package
-            )
-
-    def _apply(self, delta: Delta) -> Applied:
-        cls = self._plugins.info(delta.method).config
-        config: Any = load_config(cls, delta.provenance.config, where=f"delta {delta.id}")
-        applied = self._plugins.call(
-            "apply_delta",
-            delta.method,
-            model=self.model,
-            tokenizer=self.tokenizer,
-            delta=delta,
-            config=config,
-            weights=self.weights,
-        )
-        if not isinstance(applied, Applied):
-            raise DeltaError(f"delta {delta.id}", f"method {delta.method!r} did not apply it")
-        return applied
-
-    def _asked_by(self, delta: Delta) -> tuple[str, tuple[EditRequest, ...], Any]:
-        """Return method, requests and config of a delta; of a memory only the requests that came with it."""
-        earlier: set[str] = set()
-        if self._replaces(delta.method):
-            own = [one for one in self._stack.history if one.method == delta.method]
-            before = own[: own.index(delta)]
-            earlier = {request.id for request in before[-1].requests} if before else set()
-        new = tuple(request for request in delta.requests if request.id not in earlier)
-        config: Any = load_config(self._plugins.info(delta.method).config, delta.provenance.config)
-        return delta.method, new, config
-
-    def _replay(
-        self, start: Sequence[Delta], edits: Sequence[tuple[str, tuple[EditRequest, ...], Any]]
-    ) -> None:
-        """Go back to ``start`` and make ``edits`` again, one after the other; all or nothing."""
-        before = self._stack.history
-        try:
-            self._stack.settle(start)
-            for method, requests, config in edits:
-                if requests:
-                    delta = self._compute(method, requests, config)
-                    self._stack.settle((*self._stack.history, delta))
-        except BaseException:
-            self._stack.settle(before)
-            raise
-
-    def _remove_from(self, delta: Delta, request_ids: Sequence[str]) -> None:
-        """Put in the place of ``delta`` one without some of its requests."""
-        history = self._stack.history
-        place = history.index(delta)
-        method, _, config = self._asked_by(delta)
-        kept = tuple(request for request in delta.requests if request.id not in request_ids)
-        if self._replaces(method):
-            self._shrink(delta, kept, config)
-            return
-        new: tuple[Delta, ...] = ()
-        if kept:
-            self._stack.settle(history[:place])
-            new = (self._compute(method, kept, config),)
-        self._stack.settle((*history[:place], *new, *history[place + 1 :]))
-
-    def _shrink(self, delta: Delta, kept: Sequence[EditRequest], config: Any) -> None:
-        """Replace a memory by one that holds ``kept`` alone, and forget what it was while it held more."""
-        method = delta.method
-        dropped = tuple(request.id for request in delta.requests if request not in kept)
-        own = [one for one in self._stack.history if one.method == method]
-        if kept and not self._plugins.info(method).removes:
-            batches = [self._asked_by(one) for one in own]
-            edits = [
-                (name, tuple(r for r in asked if r in kept), of) for name, asked, of in batches
-            ]
-            self._replay(tuple(one for one in self._stack.history if one not in own), edits)
-            return
-        stale = {one.id for one in own if any(request.id in dropped for request in one.requests)}
-        smaller = (self._compute(method, (), config, remove=dropped),) if kept else ()
-        self._stack.settle((*(o for o in self._stack.history if o.id not in stale), *smaller))
-
-
-def _first_sentence(text: str) -> str:
-    line = text.strip().partition("\n")[0]
-    sentence, stop, _ = line.partition(". ")
-    return (sentence + stop.strip()).strip()
+    def _config_for(self, method: str, config: Any) -> Any:
+        own = self._config if config is None and method == self.method else config
+        return self._workshop.config_for(method, own)

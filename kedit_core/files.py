@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -15,8 +16,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write: fills the file it is given.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; the old file is intact.
+        OSError: the disk is full, the folder cannot be written, or a folder or device has the name;
+            the old file is intact.
     """
+    if path.exists() and not path.is_file():
+        # Renaming over /dev/null would succeed for root, and take the device away from everybody.
+        raise OSError(errno.EINVAL, "it is there and no file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit_core.baseline import Baseline
 from kedit_core.deltas import Delta
 from kedit_core.errors import ConfigError, did_you_mean
+from kedit_core.metric_options import options_of
 from kedit_core.metrics import DEFAULT, KNOWN
 from kedit_core.plugins import Plugins
 from kedit_core.reports import EvalReport, Score
@@ -42,9 +43,12 @@ def judged(
         metrics: what to compute; None for exact match on all axes.
 
     Raises:
-        ConfigError: nobody knows a metric that was asked for.
+        ConfigError: nobody knows a metric that was asked for, or an option of it.
     """
     wanted = _wanted(metrics)
+    _check_options(wanted)
+    if not any("evaluate" in row.hooks for row in plugins.rows()):
+        _check_known(wanted, ())  # nobody else could know it: say so before the work, not after
     started = perf_counter()
     scores: list[Score] = []
     answers = plugins.call_all(
@@ -74,8 +78,27 @@ def _wanted(metrics: Metrics | None) -> dict[str, Mapping[str, Any]]:
     if metrics is None:
         return {name: {} for name in DEFAULT}
     if isinstance(metrics, Mapping):
-        return {name: options or {} for name, options in metrics.items()}
+        return {name: {} if options is None else options for name, options in metrics.items()}
     return {name: {} for name in ([metrics] if isinstance(metrics, str) else metrics)}
+
+
+def _check_options(wanted: Mapping[str, Any]) -> None:
+    """See that core's metrics get options that they have, with values that fit."""
+    problems: list[str] = []
+    for metric, options in wanted.items():
+        if not isinstance(options, Mapping):
+            problems.append(f"the options of {metric!r} are {options!r}, not names with values")
+        elif metric in KNOWN:
+            known = options_of(metric)
+            problems += [
+                f"{metric} has no option {name!r}{did_you_mean(name, known)}"
+                if name not in known
+                else f"{metric}: {name} must be {known[name].says}, not {value!r}"
+                for name, value in options.items()
+                if name not in known or not known[name].fits(value)
+            ]
+    if problems:
+        raise ConfigError("metrics", problems)
 
 
 def _check_known(wanted: Mapping[str, Any], scores: Sequence[Score]) -> None:
@@ -90,12 +113,11 @@ def _check_known(wanted: Mapping[str, Any], scores: Sequence[Score]) -> None:
 def _missing(
     wanted: Mapping[str, Any], scores: Sequence[Score], batch: EditBatch
 ) -> dict[str, int]:
+    requests = {request.id for request in batch.requests}
     has: dict[str, set[str | None]] = {name: set() for name in wanted}
     for score in scores:
         has.setdefault(score.metric, set()).add(score.request)
-    counts = {
-        name: 0 if None in has[name] else len(batch.requests) - len(has[name]) for name in wanted
-    }
+    counts = {name: 0 if None in has[name] else len(requests - has[name]) for name in wanted}
     return {name: count for name, count in counts.items() if count > 0}
 
 

@@ -1,21 +1,17 @@
 """Where the pieces of a model are: found by tracing one forward, never by a table of names."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kedit_core.errors import ModelError
-from kedit_core.outputs import first_tensor, replace_first
+from kedit_core.trace import Call, is_additive, is_parallel, trace
 from kedit_core.untouched import untouched
 
 _ATTENTION = ("Attention", "Mixer", "DeltaNet")
-_PROBE_TOKENS = 3
-_ADDITIVE_TOLERANCE = 2e-2  # of what the block adds; bfloat16 rounds at 4e-3
 
 
 @frozen(kw_only=True)
@@ -114,34 +110,23 @@ class ModelLayout:
         return layer.down
 
 
-@frozen(kw_only=True)
-class _Call:
-    """One module call of the traced forward."""
-
-    path: str
-    module: nn.Module
-    input: Tensor | None
-    output: Any
-
-
 def layout_of(model: nn.Module, overrides: Mapping[str, str] | None = None) -> ModelLayout:
     """Trace one forward of three tokens and return where the pieces of ``model`` are.
 
     Args:
         model: a decoder in Hugging Face format.
         overrides: module paths that replace what the trace finds; the key is ``down``,
-            ``attention`` or
-            ``attention_out``, the value a path with ``{}`` for the layer's index.
+            ``attention`` or ``attention_out``, the value a path with ``{}`` for the layer's index.
 
     Raises:
         ModelError: the model has no list of decoder layers, or an overriding path does not exist.
     """
     blocks = _blocks_of(model)
     with untouched(model):
-        calls = _trace(model)
+        calls = trace(model)
         layers = tuple(_layer(model, calls, index, path) for index, path in enumerate(blocks))
         layers = tuple(_overridden(model, layer, overrides or {}) for layer in layers)
-        parallel = _is_parallel(model, layers)
+        parallel = _runs_parallel(model, layers)
     by_path = {call.path: call for call in calls}
     block_output = by_path[blocks[-1]].output
     head = _path_of(model, model.get_output_embeddings())  # type: ignore[operator]
@@ -152,7 +137,7 @@ def layout_of(model: nn.Module, overrides: Mapping[str, str] | None = None) -> M
         embedding=_path_of(model, embedding) or "",
         final_norm=_final_norm(calls, blocks[-1]),
         head=head,
-        additive=all(_is_additive(by_path, layer) for layer in layers if layer.down),
+        additive=all(_adds(by_path, layer) for layer in layers),
         parallel=parallel,
         layer_returns_tuple=not isinstance(block_output, Tensor),
         conv1d=any(down.conv1d for down in downs),
@@ -177,54 +162,6 @@ def _blocks_of(model: nn.Module) -> list[str]:
     return [f"{shallowest}.{index}" for index in range(count)]
 
 
-def _trace(model: nn.Module) -> list[_Call]:
-    """Return every module call of one forward, in order of completion."""
-    calls: list[_Call] = []
-
-    def record(path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            hidden = kwargs.get("hidden_states", args[0] if args else None)
-            calls.append(
-                _Call(
-                    path=path,
-                    module=module,
-                    # Some families go on to add to what a module returned, in place.
-                    input=hidden.clone() if isinstance(hidden, Tensor) else None,
-                    output=output.clone() if isinstance(output, Tensor) else output,
-                )
-            )
-
-        return hook
-
-    with _hooked(model, record):
-        _short_forward(model)
-    return calls
-
-
-@contextmanager
-def _hooked(model: nn.Module, make: Callable[[str], Callable[..., None]]) -> Iterator[None]:
-    handles = [
-        module.register_forward_hook(make(path), with_kwargs=True)
-        for path, module in model.named_modules()
-        if path
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@torch.no_grad()
-def _short_forward(model: nn.Module) -> None:
-    device = next(model.parameters()).device
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device)[None]  # (1, tokens)
-    try:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    except (TypeError, ValueError) as error:
-        raise ModelError(type(model).__name__, f"is no causal decoder ({error})") from error
-
-
 def _text_config(model: nn.Module) -> Any:
     return model.config.get_text_config()  # type: ignore[union-attr,operator]
 
@@ -233,7 +170,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def _projection(call: _Call) -> Projection:
+def _projection(call: Call) -> Projection:
     weight = call.module.weight
     conv1d = isinstance(call.module, Conv1D)
     assert isinstance(weight, Tensor)
@@ -244,7 +181,7 @@ def _projection(call: _Call) -> Projection:
     )
 
 
-def _layer(model: nn.Module, calls: list[_Call], index: int, path: str) -> LayerLayout:
+def _layer(model: nn.Module, calls: list[Call], index: int, path: str) -> LayerLayout:
     hidden = _text_config(model).hidden_size
     inside = [call for call in calls if call.path.startswith(f"{path}.")]
     attentions = [
@@ -284,59 +221,29 @@ def _overridden(model: nn.Module, layer: LayerLayout, overrides: Mapping[str, st
             module = model.get_submodule(path)
         except AttributeError:
             raise ModelError("layout", f"the model has no module {path!r}") from None
-        found = _Call(path=path, module=module, input=None, output=None)
+        if piece != "attention" and not _is_linear(module):
+            raise ModelError(path, f"is a {type(module).__name__}, no linear map")
+        found = Call(path=path, module=module, input=None, output=None)
         changes[piece] = path if piece == "attention" else _projection(found)
         if piece == "down":
             changes["mlp"] = path.rpartition(".")[0]
     return evolve(layer, **changes)
 
 
-def _is_additive(by_path: Mapping[str, _Call], layer: LayerLayout) -> bool:
-    """Measure whether the block adds what its two projections write, with nothing in between."""
-    block = by_path[layer.path]
-    if block.input is None or layer.down is None or layer.down.path not in by_path:
-        return False
-    written = first_tensor(by_path[layer.down.path].output)
-    if layer.attention_out is not None and layer.attention_out.path in by_path:
-        attended = first_tensor(by_path[layer.attention_out.path].output)
-        written = written.reshape(attended.shape) + attended
-    added = first_tensor(block.output) - block.input
-    gap = (added - written.reshape(added.shape)).float().norm()
-    return bool(gap <= _ADDITIVE_TOLERANCE * added.float().norm())
+def _adds(by_path: Mapping[str, Call], layer: LayerLayout) -> bool:
+    attention = layer.attention_out.path if layer.attention_out else None
+    return layer.down is None or is_additive(by_path, layer.path, layer.down.path, attention)
 
 
-def _is_parallel(model: nn.Module, layers: tuple[LayerLayout, ...]) -> bool:
-    """Measure on one layer whether the MLP's input stays the same when attention writes something else."""
-    both = [layer for layer in layers if layer.attention_out and layer.down]
-    if not both or both[0].attention_out is None or both[0].down is None:
-        return False
-    attention_out = model.get_submodule(both[0].attention_out.path)
-    down = model.get_submodule(both[0].down.path)
-    seen: list[Tensor] = []
-
-    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].clone())
-
-    def disturb(_: nn.Module, __: Any, output: Any) -> Any:
-        hidden = first_tensor(output)
-        # A ramp, not a constant: a norm that subtracts the mean would hide a constant.
-        ramp = torch.linspace(0, 1, hidden.shape[-1], dtype=hidden.dtype, device=hidden.device)
-        return replace_first(output, hidden + ramp)
-
-    watching = down.register_forward_pre_hook(record)
-    try:
-        _short_forward(model)
-        disturbing = attention_out.register_forward_hook(disturb)
-        try:
-            _short_forward(model)
-        finally:
-            disturbing.remove()
-    finally:
-        watching.remove()
-    return torch.equal(seen[0], seen[1])
+def _runs_parallel(model: nn.Module, layers: tuple[LayerLayout, ...]) -> bool:
+    """Measure on the first layer that has both projections."""
+    for layer in layers:
+        if layer.attention_out and layer.down:
+            return is_parallel(model, layer.attention_out.path, layer.down.path)
+    return False
 
 
-def _final_norm(calls: list[_Call], last_block: str) -> str | None:
+def _final_norm(calls: list[Call], last_block: str) -> str | None:
     after = [call.path for call in calls].index(last_block) + 1
     norms = [call.path for call in calls[after:] if "orm" in type(call.module).__name__]
     return norms[0] if norms else None

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from kedit_core.deltas import Delta
 from kedit_core.errors import ConfigError
 from kedit_core.reports import Score
 from kedit_core.requests import EditBatch
+from kedit_core.scoring import Ids, continue_sampling, ends_of_text, up_to
 from kedit_core.tokens import encode
 
 MODEL_METRICS = ("fluency", "perplexity", "drift")
@@ -36,13 +38,12 @@ def judge_model(
     """Yield the scores of ``fluency``, ``perplexity`` and ``drift`` that were asked for.
 
     Options: ``fluency`` takes ``tokens`` (100, prompt included) and ``seed``; ``perplexity`` needs
-        ``text``, a
-    file of held-out text, and takes ``window`` (512 tokens).
+    ``text``, a file of held-out text, and takes ``window`` (512 tokens).
     """
-    if "fluency" in metrics:
-        options = metrics["fluency"]
-        for request in batch.requests:
-            text = _written(model, tokenizer, request.prompt, batch.chat, options)
+    if "fluency" in metrics and batch.requests:
+        prompts = [request.prompt for request in batch.requests]
+        texts = _written(model, tokenizer, prompts, batch.chat, metrics["fluency"])
+        for request, text in zip(batch.requests, texts, strict=True):
             yield Score(metric="fluency", request=request.id, value=ngram_entropy(text))
     if "perplexity" in metrics:
         yield Score(metric="perplexity", value=_perplexity(model, tokenizer, metrics["perplexity"]))
@@ -66,33 +67,37 @@ def ngram_entropy(text: str) -> float:
 def _entropy(words: Sequence[str], n: int) -> float:
     counts = Counter(zip(*(words[start:] for start in range(n)), strict=False))
     total = sum(counts.values())
-    return -sum(count / total * math.log2(count / total) for count in counts.values())
+    return sum(count / total * math.log2(total / count) for count in counts.values())
 
 
-@torch.no_grad()
 def _written(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompts: Sequence[str],
     chat: bool,
     options: Mapping[str, Any],
-) -> str:
-    """Return what the model writes after a prompt, sampled with a seed from its five likeliest tokens."""
-    ids = torch.tensor(
-        [encode(tokenizer, [prompt], chat)[0].ids], device=model.device
-    )  # (1, tokens)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(options.get("seed", 0)))
-        written = model.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            top_k=_TOP_K,
-            max_length=max(int(options.get("tokens", _FLUENCY_TOKENS)), ids.shape[1] + 1),
-            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id or 0,
-        )
-    return str(tokenizer.decode(written[0], skip_special_tokens=True))
+) -> list[str]:
+    """Return what the model writes after each prompt, prompt included: seeded, from its five likeliest tokens.
+
+    The model's own generation settings (temperature, penalties, beams) stay out of it.
+    """
+    read = [one.ids for one in encode(tokenizer, prompts, chat)]
+    total = min(int(options.get("tokens", _FLUENCY_TOKENS)), _context(model))
+    seed = int(options.get("seed", 0))
+    said: dict[Ids, Ids] = {}
+    for length in {len(ids) for ids in read}:  # apart: none may grow past the model's context
+        own = [ids for ids in read if len(ids) == length]
+        more = max(total - length, 1)
+        said |= zip(own, continue_sampling(model, own, more, top=_TOP_K, seed=seed), strict=True)
+    ends = ends_of_text(model, tokenizer)
+    texts = ([*ids, *up_to(ends, said[ids])] for ids in read)
+    return [str(tokenizer.decode(text, skip_special_tokens=True)) for text in texts]
+
+
+def _context(model: PreTrainedModel) -> int:
+    """Return how many tokens the model can read at a time, as far as it says so."""
+    config = model.config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 @torch.no_grad()
@@ -110,12 +115,13 @@ def _perplexity(
         raise ConfigError(
             "metrics", [f"perplexity: {options['text']} cannot be read ({error.strerror})"]
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError("metrics", [f"perplexity: {options['text']} is not UTF-8 text"]) from None
     # Long texts make transformers warn about the context length; the windows keep to it.
     ids = torch.tensor(
         tokenizer(text, verbose=False)["input_ids"], device=model.device
     )  # (tokens,)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", _WINDOW)
-    windows = torch.split(ids, min(int(options.get("window", _WINDOW)), longest))
+    windows = torch.split(ids, min(int(options.get("window", _WINDOW)), _context(model)))
     losses = [_token_losses(model, window) for window in windows if len(window) > 1]
     if not losses:
         raise ConfigError("metrics", [f"perplexity: {options['text']} holds fewer than two tokens"])
@@ -137,7 +143,8 @@ def _drift(model: PreTrainedModel, touched: Sequence[str], baseline: Baseline) -
         return float(of.get_parameter(path).detach().double().norm())
 
     before = baseline.many(
-        [("norm", path) for path in touched], lambda of, keys: [norm(of, path) for _, path in keys]
+        [(__name__, path) for path in touched],
+        lambda of, keys: [norm(of, path) for _, path in keys],
     )
-    growth = [norm(model, path) / max(before["norm", path], 1e-30) - 1 for path in touched]
+    growth = [norm(model, path) / max(before[__name__, path], 1e-30) - 1 for path in touched]
     return sum(growth) / len(growth)

@@ -1,5 +1,6 @@
 """Which editor a model belongs to."""
 
+import gc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,8 @@ def claim(model: nn.Module, owner: object) -> Callable[[], None]:
         ModelError: it has a living owner.
     """
     held = getattr(model, _MARK, None)
+    if held is not None and held.holds():
+        gc.collect()  # an editor is a cycle: one that nobody holds any more may linger
     if held is not None and held.holds():
         raise ModelError(
             type(model).__name__,

@@ -89,7 +89,7 @@ class Plugins:
             BrokenPluginError: a hook or argument is misspelt, or its card does not fit.
         """
         hooks = _hooks_of(module, self._manager)
-        info = _info_of(module) if "method_info" in hooks else None
+        info = _info_of(module, name or module.__name__) if "method_info" in hooks else None
         name = name or (info.name if info else module.__name__)
         if name in self._rows:
             raise PluginConflictError(
@@ -98,7 +98,10 @@ class Plugins:
         problem = _problem_of(module, name, info, hooks, self._manager)
         if problem:
             raise BrokenPluginError(name, problem)
-        self._manager.register(module, name=name)
+        try:
+            self._manager.register(module, name=name)
+        except pluggy.PluginValidationError as error:
+            raise BrokenPluginError(name, str(error).splitlines()[-1].lower()) from None
         self._modules[name] = module
         self._rows[name] = PluginRow(name=name, package=package, info=info, hooks=hooks)
         return self._rows[name]
@@ -134,6 +137,11 @@ class Plugins:
         """Call ``hook`` of one method: other methods are left out, wrappers and core's own stay."""
         self.info(method)
         others = [self._modules[name] for name in self.methods() if name != method]
+        return self._manager.subset_hook_caller(hook, others)(**arguments)
+
+    def call_one(self, hook: str, plugin: str, **arguments: Any) -> Any:
+        """Call ``hook`` of one plugin, an observer too: all others but core's own are left out."""
+        others = [module for name, module in self._modules.items() if name != plugin]
         return self._manager.subset_hook_caller(hook, others)(**arguments)
 
     def call_all(self, hook: str, **arguments: Any) -> Any:
@@ -194,17 +202,21 @@ def _hooks_of(module: ModuleType, manager: pluggy.PluginManager) -> tuple[str, .
     )
 
 
-def _info_of(module: ModuleType) -> MethodInfo | None:
+def _known(manager: pluggy.PluginManager) -> list[str]:
+    return [name for name in vars(manager.hook) if not name.startswith("_")]
+
+
+def _info_of(module: ModuleType, name: str) -> MethodInfo:
     try:
         info = module.method_info()
-    except Exception as error:
-        raise BrokenPluginError(module.__name__, f"method_info fails: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise BrokenPluginError(name, f"method_info fails: {error}") from error
     if not isinstance(info, MethodInfo):
-        raise BrokenPluginError(module.__name__, f"method_info returns {info!r}, not a MethodInfo")
+        raise BrokenPluginError(name, f"method_info returns {info!r}, not a MethodInfo")
     return info
 
 
-def _problem_of(
+def _problem_of(  # noqa: PLR0911 - one line a rule
     module: ModuleType,
     name: str,
     info: MethodInfo | None,
@@ -216,6 +228,13 @@ def _problem_of(
     It is looked at before registering: once a bad implementation is in, pluggy's ``check_pending``
     fails for the good ones too.
     """
+    if manager.has_plugin(name):
+        return f"the name {name!r} is core's own"
+    if manager.is_registered(module):
+        return f"its module is in use as {manager.get_name(module)!r} already"
+    unmarked = [] if hooks else [hook for hook in _known(manager) if hook in vars(module)]
+    if unmarked:
+        return f"nothing in it is marked with @hookimpl, not even {' or '.join(unmarked)}"
     if info is not None and info.name != name:
         return f"its entry point is {name!r} but method_info says {info.name!r}"
     if info is not None and info.api != API:
@@ -234,7 +253,7 @@ def _hook_problem(  # noqa: PLR0911 - one line a rule
 ) -> str:
     specification = getattr(hookspecs, hook, None)
     options = getattr(function, f"{_GROUP}_impl", {})
-    known = [name for name in vars(manager.hook) if not name.startswith("_")]
+    known = _known(manager)
     if specification is None or hook not in known:
         return f"unknown hook {hook!r}{did_you_mean(hook, known)}"
     arguments = list(inspect.signature(specification).parameters)
@@ -243,8 +262,11 @@ def _hook_problem(  # noqa: PLR0911 - one line a rule
             return f"{hook} has no argument {argument!r}{did_you_mean(argument, arguments)}"
         if parameter.default is not inspect.Parameter.empty:
             return f"{hook} gives {argument!r} a default, so it would never be passed"
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            return f"{hook} takes {argument!r} by keyword only, so it would never be passed"
     if options.get("wrapper") or options.get("hookwrapper"):
-        return ""
+        yields = inspect.isgeneratorfunction(function)
+        return "" if yields else f"{hook} is a wrapper that is no generator function"
     if getattr(specification, f"{_GROUP}_spec", {}).get("firstresult"):
         if inspect.isgeneratorfunction(function):
             return f"{hook} is a generator function: it is never None and would shadow all others"

@@ -3,10 +3,13 @@
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
+from importlib.resources.abc import Traversable
 from types import ModuleType
 from typing import Any
 
 from attrs import field, frozen
+
+from kedit_core.errors import ConfigError
 
 
 @frozen(kw_only=True)
@@ -33,14 +36,25 @@ class Preset:
 
 
 def presets_of(module: ModuleType) -> tuple[Preset, ...]:
-    """Return the presets that a plugin ships as ``presets/*.toml`` beside its module."""
+    """Return the presets that a plugin ships as ``presets/*.toml`` beside its module.
+
+    Raises:
+        ConfigError: a file is no preset.
+    """
     if not hasattr(module, "__path__"):
         return ()
     folder = resources.files(module) / "presets"
     if not folder.is_dir():
         return ()
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    return tuple(Preset(**tomllib.loads(file.read_text(encoding="utf-8"))) for file in files)
+    return tuple(_read(file) for file in files)
+
+
+def _read(file: Traversable) -> Preset:
+    try:
+        return Preset(**tomllib.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(file), [f"is no preset ({error})"]) from None
 
 
 def preset_for(model: Any, presets: Iterable[Preset]) -> Preset | None:

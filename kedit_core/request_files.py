@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cattrs
 from attrs import asdict, fields
 
-from kedit_core.errors import RequestError, did_you_mean
+from kedit_core.config import load_config
+from kedit_core.errors import ConfigError, RequestError, did_you_mean
 from kedit_core.requests import EditRequest, Probe
 
 _FIELDS = tuple(attribute.name for attribute in fields(EditRequest))
@@ -52,6 +52,8 @@ def request_from(record: Any) -> EditRequest:
     span = record.get("subject_span")
     probes = {name: _probes(name, record.get(name)) for name in ("locality", "portability")}
     texts = _string_list("paraphrases", record.get("paraphrases"))
+    if not isinstance(record.get("extra"), dict | None):
+        raise RequestError(f"field 'extra' is no object: {record['extra']!r}")
     values = {**record, **probes, "paraphrases": texts, "subject_span": _span(span)}
     return EditRequest(**values)
 
@@ -62,7 +64,8 @@ def record_of(request: EditRequest) -> dict[str, Any]:
 
 
 def _read(path: Path, text: str) -> Iterator[EditRequest | RequestError]:
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines: that also splits at U+2028 and its like, which may stand inside a JSON string.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -72,23 +75,33 @@ def _read(path: Path, text: str) -> Iterator[EditRequest | RequestError]:
             yield RequestError(f"is not JSON: {error.msg} at column {error.colno}", where)
         except RequestError as error:
             yield RequestError(error.problem, where)
+        except (ValueError, RecursionError) as error:
+            yield RequestError(f"cannot be read as JSON ({error})", where)
 
 
 def _probes(name: str, found: Any) -> tuple[Probe, ...]:
     if found is None:
         return ()
-    try:
-        return tuple(cattrs.Converter(forbid_extra_keys=True).structure(found, list[Probe]))
-    except (cattrs.BaseValidationError, TypeError):
+    if not isinstance(found, list | tuple) or not all(isinstance(probe, dict) for probe in found):
         raise RequestError(
             f"field {name!r} is no list of probes, each with prompt, answers and maybe group"
-        ) from None
+        )
+    return tuple(_probe(probe, f"{name}[{place}]") for place, probe in enumerate(found))
+
+
+def _probe(found: dict[str, Any], where: str) -> Probe:
+    answers = found.get("answers")
+    listed = {"answers": [answers]} if isinstance(answers, str) else {}
+    try:
+        return load_config(Probe, {**found, **listed}, where=where)
+    except ConfigError as error:
+        raise RequestError(str(error)) from None
 
 
 def _string_list(name: str, found: Any) -> tuple[str, ...]:
     if found is None:
         return ()
-    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+    if not isinstance(found, list | tuple) or not all(isinstance(text, str) for text in found):
         raise RequestError(f"field {name!r} is no list of texts")
     return tuple(found)
 
@@ -96,6 +109,10 @@ def _string_list(name: str, found: Any) -> tuple[str, ...]:
 def _span(found: Any) -> tuple[int, int] | None:
     if found is None:
         return None
-    if isinstance(found, list) and len(found) == 2 and all(type(edge) is int for edge in found):
+    if (
+        isinstance(found, list | tuple)
+        and len(found) == 2
+        and all(type(edge) is int for edge in found)
+    ):
         return found[0], found[1]
     raise RequestError(f"field 'subject_span' is no pair of positions: {found!r}")

@@ -5,11 +5,13 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import evolve, field, frozen
 
 from kedit_core.errors import RequestError
+
+T = TypeVar("T", str, str | None)
 
 _SUBJECT = "{}"
 
@@ -36,11 +38,13 @@ class Probe:
     def _has_text(self, _: object, value: str) -> None:
         if not value.strip():
             raise RequestError("prompt of a probe is empty")
+        _see_that_it_is_text(value)
 
     @answers.validator
     def _has_answers(self, _: object, value: tuple[str, ...]) -> None:
         if not value or not all(answer.strip() for answer in value):
             raise RequestError(f"probe {self.prompt!r} has no answer")
+        _see_that_it_is_text(*value)
 
 
 @frozen(kw_only=True, init=False)
@@ -93,18 +97,23 @@ class EditRequest:
     ) -> None:
         if not prompt.strip():
             raise RequestError("prompt is empty")
-        if not target_new.strip():
-            raise RequestError(f"target_new of {prompt!r} is empty")
+        for name, value in (("target_new", target_new), ("target_true", target_true)):
+            if value is not None and not value.strip():
+                raise RequestError(f"{name} of {prompt!r} is empty")
+        texts = _strings(paraphrases)
+        if not all(text.strip() for text in texts):
+            raise RequestError(f"a paraphrase of {prompt!r} is empty")
         text, span = _place_subject(prompt, subject, subject_span)
-        target = target_new if joiner == "" else target_new.lstrip()
+        target, true = _without_blank(target_new, joiner), _without_blank(target_true, joiner)
+        _see_that_it_is_text(text, target, true, joiner, *texts)
         self.__attrs_init__(
             prompt=text,
             subject=subject,
             subject_span=span,
             target_new=target,
-            target_true=target_true if target_true is None else target_true.lstrip(),
+            target_true=true,
             joiner=joiner_for(text, target) if joiner is None else joiner,
-            paraphrases=_strings(paraphrases),
+            paraphrases=texts,
             locality=tuple(locality),
             portability=tuple(portability),
             extra=dict(extra or {}),
@@ -154,7 +163,11 @@ def _place_subject(
     if not subject.strip():
         raise RequestError(f"subject of {prompt!r} is empty")
     if span is not None:
+        if len(span) != 2:
+            raise RequestError(f"subject_span {tuple(span)} of {prompt!r} is no pair of positions")
         start, end = span
+        if start < 0 or end > len(prompt):
+            raise RequestError(f"subject_span [{start}, {end}) reaches beyond {prompt!r}")
         if prompt[start:end] != subject:
             found = prompt[start:end]
             raise RequestError(f"subject_span [{start}, {end}) holds {found!r}, not {subject!r}")
@@ -173,6 +186,18 @@ def _place_subject(
             f"subject {subject!r} is not in the prompt {prompt!r}; mark its place with {{}}"
         )
     return prompt, (start, start + len(subject))
+
+
+def _without_blank(target: T, joiner: str | None) -> T:
+    """Return a target without leading blanks, unless its own blank is what joins it."""
+    return target if target is None or joiner == "" else target.lstrip()
+
+
+def _see_that_it_is_text(*texts: str | None) -> None:
+    """Refuse half a surrogate pair, which JSON can spell and no tokenizer can read."""
+    for text in texts:
+        if text is not None and any("\ud800" <= character <= "\udfff" for character in text):
+            raise RequestError(f"{text!r} holds half a surrogate pair, which is no character")
 
 
 def joiner_for(prompt: str, target: str) -> str:

@@ -6,7 +6,8 @@ is read once, and a model that routes by its prompt is scored as it is used.
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -69,20 +70,16 @@ def score_answers(
     for own in asked.values():
         own.sort(key=len, reverse=True)  # answers of one token cost nothing: all of them come last
     found: dict[tuple[Ids, Ids], Answered] = {}
-    for prompts in _batches(
-        model, list(asked), max((len(answer) for _, answer in pairs), default=0)
-    ):
-        prefilled = _prefill(model, prompts)
-        turns = max(len(asked[prompt]) for prompt in prompts)
-        read = sum(
-            any(len(a) > 1 for p in prompts for a in asked[p][turn : turn + 1])
-            for turn in range(turns)
-        )
-        for turn in range(turns):
-            rows = {row: asked[p][turn] for row, p in enumerate(prompts) if turn < len(asked[p])}
-            full = [rows.get(row, (0,)) for row in range(len(prompts))]
-            scored = _score(model, prefilled, full, last=turn + 1 >= read, keep=distributions)
-            found |= {(prompts[row], answer): scored[row] for row, answer in rows.items()}
+    for prompts, turns in _by_turns(asked):
+        longest = max(len(asked[prompt][0]) for prompt in prompts)
+        for batch in _batches(model, prompts, longest):
+            prefilled = _prefill(model, batch)
+            for turn in range(max(len(asked[prompt]) for prompt in batch)):
+                rows = {row: asked[p][turn] for row, p in enumerate(batch) if turn < len(asked[p])}
+                full = [rows.get(row, (0,)) for row in range(len(batch))]
+                last = turn + 1 >= turns
+                scored = _score(model, prefilled, full, last=last, keep=distributions)
+                found |= {(batch[row], answer): scored[row] for row, answer in rows.items()}
     return [found[pair] for pair in pairs]
 
 
@@ -117,6 +114,8 @@ def _continue(
     model: nn.Module, prompts: Sequence[Ids], tokens: int, choose: Callable[[Tensor, int], Tensor]
 ) -> list[Ids]:
     """Add tokens to prompts; ``choose`` takes logits (rows, vocabulary) and the step, gives ids (rows,)."""
+    if tokens < 1:
+        return [() for _ in prompts]
     found: dict[Ids, Ids] = {}
     for batch in _batches(model, list(dict.fromkeys(prompts)), tokens):
         state = _prefill(model, batch)
@@ -125,8 +124,20 @@ def _continue(
             logits, state = _extend(model, state, said[-1][:, None], step - 1)
             said.append(choose(logits[:, -1], step))
         for prompt, row in zip(batch, torch.stack(said, 1).tolist(), strict=True):
-            found[prompt] = tuple(row)[:tokens]
+            found[prompt] = tuple(row)
     return [found[prompt] for prompt in prompts]
+
+
+def ends_of_text(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end what a model says."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    return frozenset(one for one in (*listed, tokenizer.eos_token_id) if one is not None)
+
+
+def up_to(ends: Collection[int], ids: Ids) -> list[int]:
+    """Return the ids before the first that ends the text."""
+    return list(takewhile(lambda one: one not in ends, ids))
 
 
 @frozen(kw_only=True)
@@ -137,6 +148,21 @@ class _Prefilled:
     mask: Tensor  # (rows, tokens)
     logits: Tensor  # (rows, vocabulary) after the last token of each prompt
     cache: Any
+
+
+def _by_turns(asked: Mapping[Ids, Sequence[Ids]]) -> Iterator[tuple[list[Ids], int]]:
+    """Yield prompts together with how many answers of several tokens they have at the most.
+
+    Every such answer is one more forward of a whole batch. So where one batch does not hold all
+    prompts anyway, those with many aliases go into batches of their own.
+    """
+    turns = {prompt: sum(len(answer) > 1 for answer in own) for prompt, own in asked.items()}
+    most = max(turns.values(), default=0)
+    groups: dict[int, list[Ids]] = {}
+    for prompt, count in turns.items():
+        groups.setdefault(most if len(asked) <= _ROWS else count, []).append(prompt)
+    for count, prompts in sorted(groups.items()):
+        yield prompts, count
 
 
 def _batches(model: nn.Module, prompts: Sequence[Ids], more: int) -> Iterator[list[Ids]]:
@@ -242,9 +268,7 @@ def _score(
     if ids.shape[1] > 1:
         more, _ = _extend(model, state, ids[:, :-1], last=last)
         logits = torch.cat([logits, more], dim=1)  # (rows, tokens, vocabulary)
-    top = logits.argmax(
-        -1
-    )  # of the logits, as decoding takes it: the softmax rounds close ones together
+    top = logits.argmax(-1)  # as decoding does: the softmax may round two into a tie
     # In float32: a bfloat16 softmax cannot tell close answers apart.
     log_probs = torch.log_softmax(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1

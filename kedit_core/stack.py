@@ -63,15 +63,15 @@ class Stack:
         """Show the model without some deltas inside the block."""
         removed: list[Delta] = []
         borrower = object()
-        try:
-            with uninterrupted():
+        with uninterrupted() as gate:
+            try:
                 self._lent.add(borrower)
                 removed += [delta for delta, _ in self._applied.values() if leave_out(delta)]
                 for delta in reversed(removed):
                     self._take_out(delta.id)
-            yield
-        finally:
-            with uninterrupted():
+                with gate.open():
+                    yield
+            finally:
                 self._lent.discard(borrower)
                 self._put_back(removed)
 

@@ -8,6 +8,8 @@ from attrs import field, frozen
 
 from kedit_core.errors import RequestError
 
+_PLACEHOLDER = "⟦kedit⟧"
+
 
 @frozen(kw_only=True)
 class Encoded:
@@ -48,7 +50,8 @@ def encode(tokenizer: Any, texts: Sequence[str], chat: bool = False) -> list[Enc
             turn open.
 
     Raises:
-        RequestError: the tokenizer has no chat template, or the template does not show the text.
+        RequestError: the tokenizer has no chat template, or the template fails or does not show the
+            text as it is.
     """
     return [_encode(tokenizer, text, chat) for text in texts]
 
@@ -74,24 +77,33 @@ def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> tuple[int, ..
 
 
 def _encode(tokenizer: Any, text: str, chat: bool) -> Encoded:
-    rendered, shift = (_render(tokenizer, text), 0) if chat else (text, 0)
-    if chat:
-        shift = rendered.rfind(text)
-        if shift < 0:
-            raise RequestError(f"the chat template does not show the prompt {text!r} as it is")
+    rendered, shift = _rendered(tokenizer, text) if chat else (text, 0)
     ids, offsets = _ids_and_offsets(tokenizer, rendered, special=not chat)
-    inside = [
-        (start - shift, end - shift) if shift <= start and end <= shift + len(text) else (0, 0)
-        for start, end in offsets
-    ]
-    return Encoded(text=text, ids=tuple(ids), offsets=tuple(inside))
+    # A token may reach over the edge: the blank that a template sets before the text joins its word.
+    clipped = ((max(start - shift, 0), min(end - shift, len(text))) for start, end in offsets)
+    inside = tuple((start, end) if start < end else (0, 0) for start, end in clipped)
+    return Encoded(text=text, ids=tuple(ids), offsets=inside)
+
+
+def _rendered(tokenizer: Any, text: str) -> tuple[str, int]:
+    """Return the chat template around a text, and the place of the text in it."""
+    rendered = _render(tokenizer, text)
+    # Looked for where another text of the same turn starts: the template may use the same words.
+    shift = _render(tokenizer, _PLACEHOLDER).find(_PLACEHOLDER)
+    if shift < 0 or not rendered.startswith(text, shift):
+        raise RequestError(f"the chat template does not show the prompt {text!r} as it is")
+    return rendered, shift
 
 
 def _render(tokenizer: Any, text: str) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise RequestError("this tokenizer has no chat template; leave chat out")
     turns = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    # A template is a program of its author's; it may raise what it likes.
+    except Exception as error:
+        raise RequestError(f"the chat template fails on {text!r}: {error}") from error
 
 
 def _ids_and_offsets(

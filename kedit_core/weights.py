@@ -14,10 +14,9 @@ evaluates the function without it, so rounding never accumulates and undo is exa
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from operator import is_
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -27,14 +26,13 @@ from kedit_core.errors import DeltaError, ModelError
 from kedit_core.interrupts import uninterrupted
 from kedit_core.layout import ModelLayout, layout_of
 from kedit_core.reports import Applied
-
-EXPORT_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that adapter runtimes accept; the largest is the rank of a chunk."""
+from kedit_core.sums import Sums, joined
 
 Write = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Fill ``out`` with cast(base + left @ right): out and base (out_features, in_features), never added to."""
 
 _CASTS = (torch.float32, torch.bfloat16, torch.float16)
+_EDITABLE = (*_CASTS, torch.float64)  # an 8-bit float means nothing without its scale
 
 
 @frozen(eq=False)
@@ -43,15 +41,6 @@ class _Entry:
 
     parts: tuple[LowRank | Dense, ...]
     write: Write | None = None
-
-
-@frozen(eq=False)
-class _Finished:
-    """A weight with its first full chunks in, so that long streams multiply only the last one."""
-
-    ranks: int
-    factors: tuple[LowRank, ...]
-    value: Tensor = field(repr=False)  # (out_features, in_features), float32 or float64
 
 
 class Weights:
@@ -63,7 +52,7 @@ class Weights:
         self._allow_tied = allow_tied
         self._originals: dict[str, Tensor] = {}
         self._entries: list[_Entry] = []
-        self._finished: dict[str, _Finished] = {}
+        self._sums = Sums()
         self._base_digests: dict[str, dict[str, str]] = {}
 
     @cached_property
@@ -83,7 +72,7 @@ class Weights:
 
     def base_of(self, weight: str) -> Tensor:
         """Return the original of a parameter, as stored, whether edited or not."""
-        return self._originals.get(weight, self._parameter(weight).detach())
+        return self._originals.get(self._name_of(weight), self._parameter(weight).detach())
 
     def matrix(self, weight: str) -> Tensor:
         """Return a weight as it is now, as a view (out_features, in_features)."""
@@ -131,38 +120,53 @@ class Weights:
                 f"delta {delta.id}", f"method {delta.method!r} must apply its side memory itself"
             )
         self.check(delta)
-        return self._push(_Entry(tuple(delta.weights()), write))
+        return self._push(_Entry(self._named(delta.weights()), write))
 
     @contextmanager
     def temporarily(self, parts: Iterable[Part]) -> Iterator[None]:
         """Show the model with ``parts`` written on top, and put it back at the end."""
-        entry = _Entry(tuple(part for part in parts if not isinstance(part, SideMemory)))
-        for part in entry.parts:
+        matrices = [part for part in parts if not isinstance(part, SideMemory)]
+        for part in matrices:
             self._check_part(part)
-        paths = _paths([entry])
-        before = {path: self._parameter(path).detach().clone() for path in paths}
-        try:
-            with uninterrupted():
+        entry = _Entry(self._named(matrices))
+        entries = list(self._entries)
+        before = {path: self._parameter(path).detach().clone() for path in _paths([entry])}
+        with uninterrupted() as gate:
+            try:
                 self._entries.append(entry)
-                self._rewrite(paths)
-            yield
-        finally:
-            with uninterrupted():
-                if entry in self._entries:
-                    self._entries.remove(entry)
-                self._copy_in(before)
+                self._rewrite(before)
+                with gate.open():
+                    yield
+            finally:
+                self._entries.remove(entry)
+                self._show_again(before, entries)
 
     @contextmanager
     def original(self) -> Iterator[None]:
         """Show the unedited model inside the block."""
-        edited = {path: self._parameter(path).detach().clone() for path in _paths(self._entries)}
-        try:
-            with uninterrupted():
+        entries = list(self._entries)
+        edited = {path: self._parameter(path).detach().clone() for path in _paths(entries)}
+        with uninterrupted() as gate:
+            try:
                 self._copy_in({path: self._originals[path] for path in edited})
-            yield
-        finally:
-            with uninterrupted():
-                self._copy_in(edited)
+                with gate.open():
+                    yield
+            finally:
+                self._show_again(edited, entries)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Take out at the end of the block whatever was put in and left inside it."""
+        entries = list(self._entries)
+        with uninterrupted() as gate:
+            try:
+                with gate.open():
+                    yield
+            finally:
+                if self._entries != entries:
+                    paths = _paths([*self._entries, *entries])
+                    self._entries[:] = entries
+                    self._rewrite(paths)
 
     def _push(self, entry: _Entry) -> Applied:
         def undo() -> None:
@@ -199,54 +203,39 @@ class Weights:
         ]
         if not own:
             parameter.copy_(self._originals[path])
-            self._finished.pop(path, None)
+            self._sums.forget(path)
             return
         factors = [part for part, _ in own if isinstance(part, LowRank)]
         kernel = own[-1][1]
         base = self._oriented(path, self._originals[path].to(parameter.device))
         if kernel is not None and len(factors) == len(own):
             out = self._oriented(path, torch.empty_like(parameter))
-            kernel(out, base, *_joined(factors, base, torch.float32))
+            kernel(out, base, *joined(factors, base))
         else:
-            out = self._sum(
-                path, base, factors, [part for part, _ in own if isinstance(part, Dense)]
-            )
+            dense = [part for part, _ in own if isinstance(part, Dense)]
+            out = self._sums.of(path, base, factors, dense)
         written = out.to(parameter.dtype)
         if not bool(torch.isfinite(written).all()):
             raise DeltaError(path, f"the edited weight is not finite in {parameter.dtype}")
         self._oriented(path, parameter).copy_(written)
-
-    def _sum(
-        self, path: str, base: Tensor, factors: Sequence[LowRank], dense: Sequence[Dense]
-    ) -> Tensor:
-        """Return base + Σ left·right + Σ update, (out_features, in_features), before the cast."""
-        exact = torch.float64 if base.dtype == torch.float64 else torch.float32
-        chunk = EXPORT_RANKS[-1]
-        finished = self._finished.get(path)
-        if finished is not None and _begins_with(factors, finished.factors):
-            out, done = finished.value.clone(), finished.ranks
-        else:
-            out, done = base.to(exact, copy=True), 0
-        if factors:
-            left, right = _joined(
-                factors, base, exact
-            )  # (out_features, ranks), (ranks, in_features)
-            while done < left.shape[1]:
-                stop = min(done + chunk, left.shape[1])
-                out += _padded(left[:, done:stop], 1) @ _padded(right[done:stop], 0)
-                done = stop
-                if stop % chunk == 0:
-                    kept = _covering(factors, stop)
-                    self._finished[path] = _Finished(stop, kept, out.clone())
-        for part in dense:
-            out += part.update.to(out)
-        return out
 
     def _parameter(self, path: str) -> nn.Parameter:
         try:
             return self._model.get_parameter(path)
         except AttributeError:
             raise DeltaError(path, "the model has no such parameter") from None
+
+    def _named(self, parts: Iterable[LowRank | Dense]) -> tuple[LowRank | Dense, ...]:
+        if not self._allow_tied:
+            return tuple(parts)
+        return tuple(evolve(part, weight=self._name_of(part.weight)) for part in parts)
+
+    def _name_of(self, path: str) -> str:
+        """Return the name that a parameter is kept under: the first one of a tied weight."""
+        if not self._allow_tied:
+            return path
+        wanted = self._parameter(path)
+        return next(name for name, found in self._model.named_parameters() if found is wanted)
 
     def _oriented(self, path: str, tensor: Tensor) -> Tensor:
         """Return a weight as (out_features, in_features); the module's type decides, never the shape."""
@@ -260,7 +249,7 @@ class Weights:
                 part.weight,
                 "its values are not in memory (meta or offloaded), so it cannot be edited",
             )
-        if not parameter.is_floating_point() or parameter.ndim != 2:
+        if parameter.dtype not in _EDITABLE or parameter.ndim != 2:
             raise ModelError(
                 part.weight, f"is no plain matrix ({parameter.dtype}, {parameter.ndim} dimensions)"
             )
@@ -288,6 +277,13 @@ class Weights:
             for kind in (next(iter(own)), next(iter(recorded)))
         )
 
+    def _show_again(self, values: dict[str, Tensor], entries: Sequence[_Entry]) -> None:
+        """Copy weights back as they were with ``entries``; write them anew when others are in force."""
+        if self._entries == entries:
+            self._copy_in(values)
+        else:
+            self._rewrite(values)
+
     @torch.no_grad()
     def _copy_in(self, values: dict[str, Tensor]) -> None:
         for path, value in values.items():
@@ -296,32 +292,3 @@ class Weights:
 
 def _paths(entries: Iterable[_Entry]) -> list[str]:
     return list(dict.fromkeys(part.weight for entry in entries for part in entry.parts))
-
-
-def _joined(factors: Sequence[LowRank], like: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return all left factors side by side and all right factors one below the other."""
-    left = torch.cat([part.left for part in factors], dim=1).to(like.device, dtype)
-    right = torch.cat([part.right for part in factors], dim=0).to(like.device, dtype)
-    return left, right
-
-
-def _padded(factor: Tensor, dim: int) -> Tensor:
-    """Return a factor zero-padded along its rank to the next export rank."""
-    rank = factor.shape[dim]
-    missing = next(size for size in EXPORT_RANKS if size >= rank) - rank
-    shape = [missing if place == dim else size for place, size in enumerate(factor.shape)]
-    return torch.cat([factor, factor.new_zeros(shape)], dim=dim)
-
-
-def _begins_with(factors: Sequence[LowRank], start: Sequence[LowRank]) -> bool:
-    return len(factors) >= len(start) and all(map(is_, factors, start))
-
-
-def _covering(factors: Sequence[LowRank], ranks: int) -> tuple[LowRank, ...]:
-    """Return the first factors that hold together at least ``ranks`` ranks."""
-    held = 0
-    for count, part in enumerate(factors, 1):
-        held += part.left.shape[1]
-        if held >= ranks:
-            return tuple(factors[:count])
-    return tuple(factors)

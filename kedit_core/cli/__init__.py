@@ -1,6 +1,7 @@
 """The command line: ``kedit``."""
 
 import sys
+from io import TextIOWrapper
 
 from kedit_core.errors import KeditError
 from kedit_core.plugins import Plugins
@@ -11,6 +12,10 @@ def main(arguments: list[str] | None = None) -> None:
     from rich.console import Console
 
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal or a pipe cannot show a letter, its number is better than a traceback.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _run(Plugins.installed(), given)
     except KeditError as error:
@@ -31,4 +36,4 @@ def _run(plugins: Plugins, arguments: list[str]) -> None:
         return
     from kedit_core.cli.app import application
 
-    application(plugins, arguments[0] if arguments else None)(arguments)
+    application(plugins, arguments[0] if arguments else None)(arguments, prog_name="kedit")

@@ -1,5 +1,6 @@
 """The application: core's commands and those of the plugins."""
 
+import sys
 from importlib import import_module
 
 import typer
@@ -41,5 +42,16 @@ def application(plugins: Plugins, wanted: str | None = None) -> typer.Typer:
         module = import_module(f"kedit_core.cli.{name.replace('-', '_')}")
         app.command(name=name)(module.run)
     if wanted not in _COMMANDS:
-        plugins.call_all("register_commands", cli=app)
+        _add_commands(app, plugins)
     return app
+
+
+def _add_commands(app: typer.Typer, plugins: Plugins) -> None:
+    for row in plugins.rows():
+        if "register_commands" not in row.hooks:
+            continue
+        try:
+            plugins.call_one("register_commands", row.name, cli=app)
+        # A stranger's mistake must not take the other commands away.
+        except Exception as error:  # noqa: BLE001
+            sys.stderr.write(f"kedit: plugin {row.name!r} cannot add its commands: {error}\n")

@@ -80,7 +80,7 @@ def _asked(
     limit: int | None,
 ) -> list[EditRequest]:
     if source is not None:
-        if prompt is not None or target is not None:
+        if (prompt, subject, target) != (None, None, None):
             raise RequestError("--requests and --prompt are two ways to ask; use one")
         return read(plugins, source, limit)
     if prompt is None or target is None:

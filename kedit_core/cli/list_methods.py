@@ -17,16 +17,17 @@ def show_methods(plugins: Plugins, *, as_json: bool) -> None:
     if as_json:
         print_json([_described(row) for row in rows])
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("METHOD", "KIND", "BATCH", "STREAM", "SCOPE", "PACKAGE", "SUMMARY"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row), style="" if row.info else "red")
+        table.add_row(*map(escape, _cells(row)), style="" if row.info else "red")
     screen().print(table)
     if not rows:
-        screen().print("no method is installed; try: pip install kedit-rome")
+        screen().print("no method is installed; each is a package of its own")
 
 
 def _cells(row: PluginRow) -> tuple[str, ...]:

@@ -23,11 +23,13 @@ def run(
     """Show which prompts fall in the scope of a memory, and which edit each one meets."""
     plugins: Plugins = context.obj
     try:
-        texts = [
-            line for line in prompts.read_text(encoding="utf-8-sig").splitlines() if line.strip()
-        ]
-    except OSError as error:
-        raise KeditError(f"{prompts} cannot be read ({error.strerror})") from None
+        lines = prompts.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise KeditError(f"{prompts} cannot be read ({reason})") from None
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise KeditError(f"{prompts} holds no prompt")
     editor = open_editor(plugins, model, [delta], dtype, device)
     found = editor.scope(texts)
     probabilities = found.probability.tolist()

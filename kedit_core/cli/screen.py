@@ -17,8 +17,10 @@ def screen() -> Console:
 
 
 def print_json(document: Any) -> None:
-    """Print one JSON document to stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, default=str) + "\n")
+    """Print one JSON document to stdout; what is no finite number is null there, as JSON has no other."""
+    plain = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)
+    every_letter = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=not every_letter) + "\n")
 
 
 class BarProgress(Progress):

@@ -2,15 +2,18 @@
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 from attrs import NOTHING, Attribute, Factory, fields, frozen, has, resolve_types
 
 from kedit_core.cli.screen import print_json, screen
-from kedit_core.plugins import Plugins
-from kedit_core.presets import presets_of
+from kedit_core.methods import MethodInfo
+from kedit_core.plugins import PluginRow, Plugins
+from kedit_core.presets import Preset, presets_of
+
+_REQUIRED, _COMPUTED = "(required)", "(computed)"
 
 
 @frozen(kw_only=True)
@@ -35,29 +38,41 @@ def run(
     settings = list(settings_of(info.config))
     presets = presets_of(plugins.module(method))
     if as_json:
-        document = {
-            "method": info.name,
-            "package": row.package,
-            "summary": info.summary,
-            "kind": info.kind,
-            "batched": info.batched,
-            "continual": info.continual,
-            "removes": info.removes,
-            "needs": sorted(info.needs),
-            "paper": info.paper,
-            "hooks": list(row.hooks),
-            "config": [
-                {"name": s.name, "type": s.type, "default": s.default, "about": s.about}
-                for s in settings
-            ],
-            "presets": [{"name": p.name, "source": p.source, "config": p.config} for p in presets],
-        }
-        print_json(document)
-        return
+        print_json(_document(info, row, settings, presets))
+    else:
+        _show(info, row, settings, presets)
+
+
+def _document(
+    info: MethodInfo, row: PluginRow, settings: Sequence[Setting], presets: Sequence[Preset]
+) -> dict[str, Any]:
+    return {
+        "method": info.name,
+        "package": row.package,
+        "summary": info.summary,
+        "kind": info.kind,
+        "batched": info.batched,
+        "continual": info.continual,
+        "removes": info.removes,
+        "needs": sorted(info.needs),
+        "paper": info.paper,
+        "hooks": list(row.hooks),
+        "config": [
+            {"name": s.name, "type": s.type, "default": s.default, "about": s.about}
+            for s in settings
+        ],
+        "presets": [{"name": p.name, "source": p.source, "config": p.config} for p in presets],
+    }
+
+
+def _show(
+    info: MethodInfo, row: PluginRow, settings: Sequence[Setting], presets: Sequence[Preset]
+) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     console = screen()
-    console.print(f"[bold]{info.name}[/bold]  {info.summary}")
+    console.print(f"[bold]{escape(info.name)}[/bold]  {escape(info.summary)}")
     console.print(
         f"package  {row.package}\nkind     {info.kind}\npaper    {info.paper}", markup=False
     )
@@ -67,7 +82,9 @@ def run(
     for heading in ("SETTING", "TYPE", "DEFAULT", "ABOUT"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "SETTING")
     for setting in settings:
-        table.add_row(setting.name, setting.type, repr(setting.default), setting.about)
+        shown = setting.default in (_REQUIRED, _COMPUTED)
+        default = str(setting.default) if shown else repr(setting.default)
+        table.add_row(*map(escape, (setting.name, setting.type, default, setting.about)))
     console.print(table)
     if presets:
         console.print("\n[bold]PRESETS[/bold]  chosen by model type, layers and width")
@@ -102,8 +119,10 @@ def _type_name(kind: Any) -> str:
 def _default(attribute: "Attribute[Any]") -> Any:
     default: Any = attribute.default
     if default is NOTHING:
-        return "(required)"
-    return default.factory() if isinstance(default, Factory) else default  # type: ignore[arg-type]
+        return _REQUIRED
+    if not isinstance(default, Factory):  # type: ignore[arg-type]
+        return default
+    return _COMPUTED if default.takes_self else default.factory()
 
 
 def _attribute_docs(config: type) -> dict[str, str]:

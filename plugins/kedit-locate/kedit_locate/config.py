@@ -34,12 +34,14 @@ class Context:
     """Which sampled texts stand before the prompt, so that the edit does not hang on one context.
 
     Attributes:
-        lengths: tokens of each kind of prefix, the start token included.
+        lengths: tokens of each kind of prefix, the start token included; at least 2.
         count: prefixes of each length.
         top_k: sampled from this many likeliest tokens.
     """
 
-    lengths: tuple[int, ...] = (5, 10)
+    lengths: tuple[int, ...] = field(
+        default=(5, 10), validator=validators.deep_iterable(validators.ge(2))
+    )
     count: int = field(default=10, validator=validators.ge(0))
     top_k: int = field(default=5, validator=validators.ge(1))
 

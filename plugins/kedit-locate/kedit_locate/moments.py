@@ -6,6 +6,7 @@ lower triangle in float32; the factor that solvers need is made from it in float
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from kedit_locate.solver import Metric, factorise
 KIND = "moments"
 """Folder of the cache that holds second moments."""
 
+_FACTORS = "factors"
 _ROWS = 16
 _TOKENS_PER_FEATURE = 10
 
@@ -98,15 +100,17 @@ def moments(
     """
     keys = [moment_key(tokenizer, down, statistics, weights) for down in downs]
     found = [cache.find(KIND, key) for key in keys]
-    if not all(found):
+    missing = [place for place, tensors in enumerate(found) if tensors is None]
+    if missing:
         with weights.original(), untouched(model):
             tokens = _tokens(downs[0], statistics)
             corpus = read_corpus(
                 model, tokenizer, statistics.corpus, tokens, statistics.length, progress
             )
-            for key, moment in zip(keys, collect(model, downs, corpus, progress), strict=True):
-                cache.put(KIND, key, packed(moment))
-        found = [cache.find(KIND, key) for key in keys]
+            made = collect(model, [downs[place] for place in missing], corpus, progress)
+        for place, moment in zip(missing, made, strict=True):
+            found[place] = packed(moment)
+            cache.put(KIND, keys[place], packed(moment))
     return [unpacked(tensors) for tensors in found if tensors is not None]
 
 
@@ -125,12 +129,20 @@ def metric_of(
 
     def make() -> dict[str, Tensor]:
         (moment,) = moments(model, tokenizer, [down], statistics, weights, cache, progress)
-        made = factorise(moment.matrix)
-        assert made.cholesky is not None
-        return {"cholesky": made.cholesky, "ridge": torch.tensor(made.ridge, dtype=torch.float64)}
+        return _factor(moment)
 
-    kept = cache.get("factors", moment_key(tokenizer, down, statistics, weights), make)
+    kept = cache.get(_FACTORS, moment_key(tokenizer, down, statistics, weights), make)
     return Metric(cholesky=kept["cholesky"], ridge=float(kept["ridge"]))
+
+
+def keep(moment: Moment, key: Mapping[str, Any], cache: TensorCache) -> Path:
+    """Keep a moment that was made elsewhere, its factor in the place of an older one; return its file.
+
+    Raises:
+        ModelError: it cannot be factorised.
+    """
+    cache.put(_FACTORS, key, _factor(moment))
+    return cache.put(KIND, key, packed(moment))
 
 
 def moment_key(
@@ -162,6 +174,12 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Moment:
     matrix[rows, columns] = triangle
     matrix[columns, rows] = triangle
     return Moment(matrix=matrix, count=int(tensors["count"]))
+
+
+def _factor(moment: Moment) -> dict[str, Tensor]:
+    made = factorise(moment.matrix)
+    assert made.cholesky is not None
+    return {"cholesky": made.cholesky, "ridge": torch.tensor(made.ridge, dtype=torch.float64)}
 
 
 def _tokens(down: Projection, statistics: Statistics) -> int:

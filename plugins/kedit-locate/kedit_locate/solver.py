@@ -16,6 +16,8 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from kedit_core.errors import ModelError
+
 
 @frozen
 class Factors:
@@ -58,12 +60,12 @@ def factorise(moment: Tensor) -> Metric:
     of its mean diagonal that makes it so is added, and recorded.
 
     Raises:
-        ValueError: C is not finite or is zero.
+        ModelError: C is not finite or is zero (a ValueError).
     """
     moment = moment.double()
     scale = float(moment.diagonal().mean())
     if not (0 < scale < float("inf")):
-        raise ValueError("the second moment is zero or not finite")
+        raise ModelError("the second moment of the keys", "is zero or not finite")
     for ridge in (0.0, *(10.0**power for power in range(-8, 1))):
         lifted = moment + ridge * scale * torch.eye(
             len(moment), dtype=moment.dtype, device=moment.device
@@ -71,7 +73,7 @@ def factorise(moment: Tensor) -> Metric:
         factor, failed = torch.linalg.cholesky_ex(lifted)
         if not int(failed):
             return Metric(cholesky=factor, ridge=ridge)
-    raise ValueError("the second moment cannot be factorised")
+    raise ModelError("the second moment of the keys", "cannot be factorised")
 
 
 def ridge_update(keys: Tensor, residuals: Tensor, metric: Metric, penalty: float) -> Factors:
@@ -88,6 +90,22 @@ def ridge_update(keys: Tensor, residuals: Tensor, metric: Metric, penalty: float
     gram = gram + penalty * torch.eye(len(keys), dtype=gram.dtype, device=gram.device)
     right = torch.linalg.solve(gram, whitened)
     return Factors(residuals.T.to(keys.dtype), right.to(keys.dtype))
+
+
+def meeting(keys: Tensor, shift: Tensor, metric: Metric) -> Factors:
+    """Return the update that writes one and the same shift at several keys and disturbs least.
+
+    With K (in_features, n) the keys, Δ = δ 1ᵀ (KᵀC⁻¹K)⁺ KᵀC⁻¹, of rank one whatever n is.
+
+    Args:
+        keys: (n, in_features), where W k + shift is met exactly.
+        shift: (out_features,).
+        metric: of the layer.
+    """
+    whitened = metric.whiten(keys)  # (n, in_features)
+    gram = keys.double() @ whitened.T  # (n, n)
+    share = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6).sum(1)  # (n,)
+    return Factors(shift[:, None].to(keys.dtype), (share @ whitened)[None].to(keys.dtype))
 
 
 def rank_one(

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy
 import torch
 from attrs import asdict, frozen
+from numpy.lib.npyio import NpzFile
 
 from kedit_core import TensorCache
 from kedit_core.cli.opening import open_editor
@@ -14,7 +16,7 @@ from kedit_core.cli.screen import print_json, screen
 from kedit_core.errors import KeditError
 from kedit_core.plugins import Plugins
 from kedit_locate.config import Statistics
-from kedit_locate.moments import KIND, Moment, moment_key, moments, packed, unpacked
+from kedit_locate.moments import KIND, Moment, keep, moment_key, moments, unpacked
 
 
 @frozen(kw_only=True)
@@ -93,7 +95,7 @@ def import_statistics(
         )
     wanted = Statistics(corpus=corpus, tokens=tokens, length=length)
     key = moment_key(editor.tokenizer, down, wanted, editor.weights)
-    path = editor.cache.put(KIND, key, packed(moment))
+    path = keep(moment, key, editor.cache)
     return _row(editor.cache, path, dict(key))
 
 
@@ -104,11 +106,17 @@ def read_npz(file: Path) -> Moment:
         KeditError: the file cannot be read or holds something else.
     """
     try:
-        with numpy.load(file, allow_pickle=False) as found:
-            total, count = found["mom2.mom2"], int(found["mom2.count"])
-    except (OSError, ValueError, KeyError) as error:
+        # Opened here: numpy leaves a broken file open.
+        with file.open("rb") as stream:
+            found = numpy.load(stream, allow_pickle=False)
+            if not isinstance(found, NpzFile):
+                raise ValueError("it holds a single array")
+            total, count = found["mom2.mom2"].astype("float64"), int(found["mom2.count"])
+    except (OSError, EOFError, ValueError, TypeError, KeyError, BadZipFile) as error:
         raise KeditError(f"{file} is no statistics file of ROME: {error}") from None
-    matrix = torch.from_numpy(total.astype("float64")) / max(count, 1)
+    if count < 1:
+        raise KeditError(f"{file} counts {count} tokens, so there is nothing to average")
+    matrix = torch.from_numpy(total) / count
     if (
         matrix.ndim != 2
         or matrix.shape[0] != matrix.shape[1]
@@ -145,7 +153,8 @@ def show_rows(rows: Sequence[StatisticsRow], as_json: bool) -> None:
 
 
 def _row(cache: TensorCache, path: Path, key: dict[str, Any] | None) -> StatisticsRow:
-    if key is None:
+    # A whole file may still be another's: copied here, or renamed.
+    if key is None or "module" not in key or cache.path(KIND, key) != path:
         return StatisticsRow(file=str(path), damaged=True)
     kept = cache.find(KIND, key)
     return StatisticsRow(
@@ -163,8 +172,11 @@ def _layers(text: str) -> list[int]:
     """Return the layers that ``5``, ``3,4,5`` or ``3-8`` names, ascending."""
     found: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        first, dash, last = (piece.strip() for piece in part.partition("-"))
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal()):
             raise KeditError(f"--layers {text!r} is not of the form 5, 3,4,5 or 3-8")
-        found.update(range(int(first), int(last or first) + 1))
+        if int(last) < int(first):
+            raise KeditError(f"--layers {text!r} goes down from {first} to {last}")
+        found.update(range(int(first), int(last) + 1))
     return sorted(found)

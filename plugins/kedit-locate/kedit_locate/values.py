@@ -15,13 +15,16 @@ once into a KV cache and every step runs from that token on.
 
 import copy
 import inspect
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
+from kedit_core.errors import ModelError
 from kedit_core.progress import Progress
 from kedit_locate.capture import replaced_output
 from kedit_locate.config import Search
@@ -64,6 +67,9 @@ def search_values(
         site: path of the module that the shift is added to.
         search: the settings.
         progress: told of each step.
+
+    Raises:
+        ModelError: the loss of an edit is no number, for example because the model overflows.
     """
     suffix = _read_prefixes(model, edits)
     base, anchor = _unshifted(model, suffix, site)  # (requests, width), (requests, vocabulary)
@@ -78,6 +84,7 @@ def search_values(
             # The gradient of a norm at zero is nothing, not nan.
             decay = search.decay * shift.norm(dim=1) / base.norm(dim=1) ** 2
             loss = nll + search.kl * divergence + decay  # (requests,)
+            _check_finite(loss.detach())
             active &= loss.detach() >= search.stop
             if step == search.steps - 1 or not bool(active.any()):
                 break
@@ -88,6 +95,16 @@ def search_values(
     return Values(
         shift=adam.shift, base=base, nll=tuple(nll.detach().tolist()), steps=tuple(steps.tolist())
     )
+
+
+def _check_finite(loss: Tensor) -> None:
+    """Refuse a loss (requests,) that is no number: compared with the bound it would pass for done."""
+    if not bool(torch.isfinite(loss).all()):
+        number = int((~torch.isfinite(loss)).nonzero()[0])
+        raise ModelError(
+            "the search for a value",
+            f"the loss of edit {number} is not finite; the model overflows on its rows in this dtype",
+        )
 
 
 class _Adam:
@@ -148,41 +165,50 @@ class _Suffix:
 @torch.no_grad()
 def _read_prefixes(model: nn.Module, edits: Sequence[EditRows]) -> _Suffix:
     device = next(model.parameters()).device
-    rows = [row for edit in edits for row in (*edit.rewrites, edit.anchor)]
-    owner = [number for number, edit in enumerate(edits) for _ in range(len(edit.rewrites) + 1)]
+    weighed = [_distinct(edit) for edit in edits]
+    rows = [row for own in weighed for row in own]
+    owner = [number for number, own in enumerate(weighed) for _ in own]
     prefix_ids, prefix_mask = padded([row.ids[: row.lookup] for row in rows], device)
     ids, mask = padded([row.ids[row.lookup :] for row in rows], device)
     lookup = torch.tensor([row.lookup for row in rows], device=device)
-    row_of, place, target, share = _targets(rows, owner, edits)
+    weights = [weight for own in weighed for weight in own.values()]
+    row_of, place, target, share = _targets(rows, weights)
     wanted = sorted({*place, 0})
-    first_rows = [owner.index(number) for number in range(len(edits))]
+    ends = list(accumulate(len(own) for own in weighed))
     return _Suffix(
         ids=ids,
         mask=torch.cat([prefix_mask, mask], dim=1),
         positions=lookup[:, None] + torch.arange(ids.shape[1], device=device),
         cache=_cache_of(model, prefix_ids),
         edit=torch.tensor(owner, device=device),
-        bare=torch.tensor(first_rows, device=device),
-        anchors=torch.tensor(
-            [first + len(edit.rewrites) for first, edit in zip(first_rows, edits, strict=True)],
-            device=device,
-        ),
+        bare=torch.tensor([0, *ends[:-1]], device=device),
+        anchors=torch.tensor([end - 1 for end in ends], device=device),
         wanted=torch.tensor(wanted, device=device),
         row=torch.tensor(row_of, device=device),
         place=torch.tensor([wanted.index(one) for one in place], device=device),
         target=torch.tensor(target, device=device),
-        share=torch.tensor(share, dtype=torch.float64, device=device),
+        share=torch.tensor(share, dtype=_exact(next(model.parameters()).dtype), device=device),
     )
 
 
+def _distinct(edit: EditRows) -> dict[Row, float]:
+    """Return each different row once with its share of the edit's loss, the anchor last with none.
+
+    A model that repeats itself gives equal prefixes; reading them once is the same sum.
+    """
+    counts = Counter(edit.rewrites)
+    shares = {row: count / len(edit.rewrites) for row, count in counts.items()}
+    return {**shares, edit.anchor: 0.0}
+
+
 def _targets(
-    rows: Sequence[Row], owner: Sequence[int], edits: Sequence[EditRows]
+    rows: Sequence[Row], weights: Sequence[float]
 ) -> tuple[list[int], list[int], list[int], list[float]]:
     """Return for every target token its row, its position in the suffix, its id and its share of the loss."""
     found: list[tuple[int, int, int, float]] = []
     for number, row in enumerate(rows):
         first = len(row.ids) - len(row.target) - row.lookup
-        share = 1 / (len(edits[owner[number]].rewrites) * max(len(row.target), 1))
+        share = weights[number] / max(len(row.target), 1)
         found += [(number, first + t, token, share) for t, token in enumerate(row.target)]
     row_of, place, target, shares = zip(*found, strict=True)
     return list(row_of), list(place), list(target), list(shares)
@@ -222,7 +248,12 @@ def _forward(model: nn.Module, suffix: _Suffix) -> Tensor:
         **options,
     )
     logits: Tensor = output.logits if options else output.logits[:, suffix.wanted]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(_exact(logits.dtype))
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """Return what losses and shifts are kept in: float32, or float64 in a float64 model."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _borrowed(cache: Any) -> Any:
@@ -246,7 +277,7 @@ def _unshifted(model: nn.Module, suffix: _Suffix, site: str) -> tuple[Tensor, Te
     with replaced_output(model, site, look):
         logits = _forward(model, suffix)
     base = written[0][suffix.bare]  # (requests, width)
-    base = base.to(torch.promote_types(base.dtype, torch.float32))
+    base = base.to(_exact(base.dtype))
     return base, torch.log_softmax(logits[suffix.anchors, 0], dim=-1)
 
 

@@ -26,7 +26,7 @@ from kedit_core.progress import Progress
 from kedit_locate.keys import keys_of, mean_key
 from kedit_locate.moments import metric_of
 from kedit_locate.rows import edit_rows
-from kedit_locate.solver import rank_one
+from kedit_locate.solver import meeting, rank_one
 from kedit_locate.templates import context_prefixes
 from kedit_locate.values import Values, search_values
 from kedit_rome.config import RomeConfig
@@ -57,6 +57,14 @@ def rome(
     key = average if config.keys == "mean" else keys[0]
     residual = values.value[0] - _written(model, weights, down, key)  # (out_features,)
     factors = rank_one(key, residual, metric, along=average)
+    if config.keys == "both":
+        start = keys_of(model, [rows.anchor], down)
+        factors = meeting(torch.cat([average[None], start]), values.shift[0], metric)
+    if config.keys == "half":
+        k = 0.5 * keys[0] + 0.5 * keys[1:].mean(0)
+        factors = rank_one(k, values.shift[0], metric)
+    if config.keys == "shift":
+        factors = rank_one(average, values.shift[0], metric)
     return Delta(
         method="rome",
         requests=batch.requests,

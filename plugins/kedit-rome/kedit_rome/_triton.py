@@ -1,7 +1,8 @@
 """The Triton side of this package's kernels; importing it imports triton.
 
-It is a module of its own because ``TRITON_INTERPRET`` is read where ``triton.jit`` decorates: the
-tests load it once more under the interpreter, without registering the operators twice.
+It is a module of its own so that ``kernels.py`` costs nobody the import of triton who has no GPU.
+Tests run it under the interpreter in a process of their own: ``TRITON_INTERPRET`` is read where
+``triton.jit`` decorates, in Triton's own library too.
 
 Every load is upcast before anything is computed with it. On a GPU that is what float32 accumulation
 means; under the interpreter, whose bfloat16 arithmetic is garbage, it is what makes it usable, so

@@ -23,7 +23,7 @@ class RomeConfig:
     """
 
     layer: int | None = field(default=None, validator=validators.optional(validators.ge(0)))
-    keys: Literal["mean", "bare"] = "mean"
+    keys: Literal["mean", "bare", "both", "half", "shift"] = "mean"
     search: Search = field(factory=Search)
     context: Context = field(factory=Context)
     statistics: Statistics = field(factory=Statistics)

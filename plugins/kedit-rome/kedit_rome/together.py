@@ -29,8 +29,8 @@ from kedit_rome.kernels import per_row_rank_one
 
 
 @frozen(kw_only=True)
-class Question:
-    """What one edit is asked.
+class Asked:
+    """What one edit is asked: prompt and answer as ids.
 
     Attributes:
         delta: place of the edit in the list of deltas, from 0.
@@ -52,7 +52,7 @@ class Question:
 def score_together(
     model: nn.Module,
     deltas: Sequence[Delta],
-    questions: Sequence[Question],
+    questions: Sequence[Asked],
     *,
     distributions: bool = False,
     tokens: int = 2048,
@@ -62,7 +62,7 @@ def score_together(
     The model is only read; what is in force in it stays so.
 
     Args:
-        model: unedited.
+        model: the weight that the deltas edit must be as it was; other edits may be in force.
         deltas: each one rank-one update, all of one weight, as ROME computes them.
         questions: equal ones are asked once.
         distributions: keep the whole log-probabilities, for divergences.
@@ -78,7 +78,7 @@ def score_together(
     if last >= len(deltas):
         raise IndexError(f"a question names delta {last}, and {len(deltas)} were given")
     updates = _Updates.of(model, deltas)
-    found: dict[Question, Answered] = {}
+    found: dict[Asked, Answered] = {}
     with untouched(model):
         for batch in _batches(dict.fromkeys(questions), tokens):
             with updates.added(model, [question.delta for question in batch]):
@@ -151,9 +151,9 @@ def _rank_one(delta: Delta) -> LowRank:
     )
 
 
-def _batches(questions: Iterable[Question], tokens: int) -> Iterator[list[Question]]:
+def _batches(questions: Iterable[Asked], tokens: int) -> Iterator[list[Asked]]:
     """Yield questions of like length together, so that padding is cheap."""
-    batch: list[Question] = []
+    batch: list[Asked] = []
     for question in sorted(questions, key=lambda question: len(question.read)):
         if batch and (len(batch) + 1) * len(question.read) > tokens:
             yield batch
@@ -163,7 +163,7 @@ def _batches(questions: Iterable[Question], tokens: int) -> Iterator[list[Questi
         yield batch
 
 
-def _ask(model: nn.Module, batch: Sequence[Question], distributions: bool) -> list[Answered]:
+def _ask(model: nn.Module, batch: Sequence[Asked], distributions: bool) -> list[Answered]:
     """Score one answer a row, all its tokens from one forward."""
     device = next(model.parameters()).device
     width = max(len(question.read) for question in batch)
@@ -186,16 +186,14 @@ def _ask(model: nn.Module, batch: Sequence[Question], distributions: bool) -> li
     return _per_question(batch, log_probs, distributions)
 
 
-def _answer_positions(batch: Sequence[Question]) -> tuple[list[int], list[int]]:
+def _answer_positions(batch: Sequence[Asked]) -> tuple[list[int], list[int]]:
     """Return for every answer token of every question its row and where it is predicted."""
     row = [number for number, question in enumerate(batch) for _ in question.answer]
     position = [len(q.prompt) - 1 + place for q in batch for place in range(len(q.answer))]
     return row, position
 
 
-def _per_question(
-    batch: Sequence[Question], log_probs: Tensor, distributions: bool
-) -> list[Answered]:
+def _per_question(batch: Sequence[Asked], log_probs: Tensor, distributions: bool) -> list[Answered]:
     """Split what was said, (targets, vocabulary), into what was said to each question."""
     answer = torch.tensor([one for question in batch for one in question.answer])  # (targets,)
     own = log_probs.gather(1, answer.to(log_probs.device)[:, None])[:, 0].cpu()

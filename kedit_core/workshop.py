@@ -1,0 +1,208 @@
+"""The workshop: computes the deltas of one model, puts them in, and makes them again without some requests."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit_core.cache import TensorCache
+from kedit_core.computing import Asked, finish
+from kedit_core.config import load_config, merged, read_mapping
+from kedit_core.deltas import Delta
+from kedit_core.errors import DeltaError, KeditError
+from kedit_core.plugins import Plugins
+from kedit_core.presets import preset_for, presets_of
+from kedit_core.progress import Progress
+from kedit_core.reports import Applied, Scope
+from kedit_core.requests import EditBatch, EditRequest
+from kedit_core.stack import Stack
+from kedit_core.untouched import untouched
+from kedit_core.weights import Weights
+
+
+class Workshop:
+    """Calls the hooks of methods for one model.
+
+    Attributes:
+        stack: the deltas of the model.
+    """
+
+    def __init__(
+        self,
+        plugins: Plugins,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        weights: Weights,
+        cache: TensorCache,
+        progress: Progress,
+    ) -> None:
+        """Work on ``model``, with the methods of ``plugins``."""
+        self._plugins, self._model, self._tokenizer = plugins, model, tokenizer
+        self._weights, self._cache, self._progress = weights, cache, progress
+        self.stack = Stack(self._apply, self.replaces)
+
+    def config_for(self, method: str, source: Any) -> Any:
+        """Return a method's settings: its defaults, over them a preset for this model, over it the user's.
+
+        Args:
+            method: its name.
+            source: a mapping, a file, None, or an instance of the method's config class, taken as it is.
+        """
+        cls = self._plugins.info(method).config
+        if isinstance(source, cls):
+            return source
+        where = str(source) if isinstance(source, str | Path) else f"config of {method}"
+        if isinstance(source, str | Path):
+            source = read_mapping(Path(source))
+        preset = preset_for(self._model, presets_of(self._plugins.module(method)))
+        if source is None or isinstance(source, Mapping):
+            source = merged(preset.config if preset else {}, source or {})
+        return load_config(cls, source, where=where)
+
+    def writes(self, method: str) -> bool:
+        """Tell whether the deltas of a method are of kind *weights*."""
+        return self._plugins.info(method).kind == "weights"
+
+    def replaces(self, method: str) -> bool:
+        """Tell whether a method's new delta holds all that its earlier one held."""
+        return not self.writes(method)
+
+    def compute(self, asked: Asked) -> Delta:
+        """Return a new delta; the model is as before, whatever happens."""
+        method = asked.method
+        own = [delta for delta in self.stack.in_force() if delta.method == method]
+        asked = evolve(asked, requests=[request.without_probes() for request in asked.requests])
+        batch = EditBatch(
+            requests=asked.requests,
+            remove=asked.remove,
+            step=sum(delta.method == method for delta in self.stack.history),
+            chat=asked.chat,
+        )
+        hides = self.replaces(method)
+        with (
+            self.stack.without(lambda delta: hides and delta.method == method),
+            self._weights.unchanged(),
+            untouched(self._model),
+        ):
+            found = self._plugins.call(
+                "compute_delta",
+                method,
+                model=self._model,
+                tokenizer=self._tokenizer,
+                batch=batch,
+                config=asked.config,
+                previous=own,
+                weights=self._weights,
+                cache=self._cache,
+                progress=self._progress,
+            )
+        memory = [r for delta in own for r in delta.requests if r.id not in asked.remove]
+        package = next(row.package for row in self._plugins.rows() if row.name == method)
+        after = tuple(delta.id for delta in self.stack.in_force())
+        return finish(found, asked, memory if hides else (), self._weights, after, package)
+
+    def scope_of(self, prompts: Sequence[str]) -> Scope:
+        """Ask the newest delta whose method can tell which prompts fall in its scope.
+
+        Raises:
+            KeditError: no delta in force belongs to such a method.
+        """
+        for delta in reversed(self.stack.in_force()):
+            found = self._plugins.call(
+                "scope_classify",
+                delta.method,
+                model=self._model,
+                tokenizer=self._tokenizer,
+                delta=delta,
+                prompts=prompts,
+            )
+            if isinstance(found, Scope):
+                return found
+        raise KeditError(
+            "no delta in force says what is in its scope; edited weights answer every prompt"
+        )
+
+    def _apply(self, delta: Delta) -> Applied:
+        cls = self._plugins.info(delta.method).config
+        config: Any = load_config(cls, delta.provenance.config, where=f"delta {delta.id}")
+        applied = self._plugins.call(
+            "apply_delta",
+            delta.method,
+            model=self._model,
+            tokenizer=self._tokenizer,
+            delta=delta,
+            config=config,
+            weights=self._weights,
+        )
+        if not isinstance(applied, Applied):
+            raise DeltaError(f"delta {delta.id}", f"method {delta.method!r} did not apply it")
+        return applied
+
+    def asked_by(self, delta: Delta) -> Asked:
+        """Return what was asked when a delta was computed; of a memory only what came with it."""
+        earlier: set[str] = set()
+        if self.replaces(delta.method):
+            own = [one for one in self.stack.history if one.method == delta.method]
+            before = own[: [one.id for one in own].index(delta.id)]
+            earlier = {request.id for request in before[-1].requests} if before else set()
+        return Asked(
+            method=delta.method,
+            requests=[request for request in delta.requests if request.id not in earlier],
+            config=load_config(self._plugins.info(delta.method).config, delta.provenance.config),
+            chat=delta.provenance.chat,
+        )
+
+    def replay(self, start: Sequence[Delta], edits: Sequence[Asked]) -> None:
+        """Go back to ``start`` and make ``edits`` again, one after the other; all or nothing."""
+        before = self.stack.history
+        try:
+            self.stack.settle(start)
+            for asked in edits:
+                if asked.requests:
+                    self.stack.settle((*self.stack.history, self.compute(asked)))
+        except BaseException:
+            self.stack.settle(before)
+            raise
+
+    def remove_from(self, delta: Delta, request_ids: Sequence[str]) -> None:
+        """Put in the place of ``delta`` one without some of its requests."""
+        kept = tuple(request for request in delta.requests if request.id not in request_ids)
+        if self.replaces(delta.method):
+            self._shrink(delta, kept)
+            return
+        history = self.stack.history
+        place = history.index(delta)
+        new: tuple[Delta, ...] = ()
+        if kept:
+            asked = evolve(self.asked_by(delta), requests=kept)
+            self.stack.settle(history[:place])
+            new = (self.compute(asked),)
+        self.stack.settle((*history[:place], *new, *history[place + 1 :]))
+
+    def _shrink(self, delta: Delta, kept: Sequence[EditRequest]) -> None:
+        """Put memories of ``kept`` alone in the places of ``delta`` and of those that led to it."""
+        method, history = delta.method, self.stack.history
+        own = [one for one in history if one.method == method]
+        names = {request.id for request in kept}
+        new: dict[str, Delta] = {}  # by the id of the delta whose place it takes
+        if kept and self._plugins.info(method).removes:
+            dropped = tuple(r.id for r in delta.requests if r.id not in names)
+            smaller = self.compute(evolve(self.asked_by(delta), requests=(), remove=dropped))
+            # One that held just as much already would make an undo that takes nothing out.
+            new = {one.id: one for one in own if {r.id for r in one.requests} < names}
+            new[delta.id] = smaller
+        elif kept:
+            asked = {one.id: self.asked_by(one) for one in own}
+            left = {
+                name: evolve(one, requests=[r for r in one.requests if r.id in names])
+                for name, one in asked.items()
+            }
+            left = {name: one for name, one in left.items() if one.requests}
+            others = [one for one in history if one.method != method]
+            self.replay(others, list(left.values()))
+            new = dict(zip(left, self.stack.history[len(others) :], strict=True))
+        self.stack.settle(
+            [new.get(one.id, one) for one in history if one.method != method or one.id in new]
+        )

@@ -1,0 +1,186 @@
+"""The linear step: what its solution must satisfy, whatever the numbers."""
+
+import pytest
+import torch
+
+from kedit_core import KeditError
+from kedit_locate.solver import Metric, factorise, rank_one, ridge_update
+
+OUT, IN = 5, 12
+
+
+def drawn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def second_moment(width=IN, seed=9):
+    """Return C of features with unequal scales: cond(C) near 1e4."""
+    features = drawn(400, width, seed=seed) * torch.logspace(-1, 1, width, dtype=torch.float64)
+    return features.T @ features / len(features)
+
+
+def product(factors):
+    return factors.left @ factors.right
+
+
+def disturbance(update, moment):
+    return float(torch.trace(update @ moment @ update.T))
+
+
+def objective(update, keys, residuals, moment, penalty):
+    """Return ‖ΔK - R‖² + λ tr(ΔCΔᵀ); requests are rows."""
+    return float(((keys @ update.T - residuals) ** 2).sum()) + penalty * disturbance(update, moment)
+
+
+def test_the_rank_one_update_meets_its_residual():
+    key, residual = drawn(IN), drawn(OUT, seed=1)
+    update = product(rank_one(key, residual, factorise(second_moment())))
+    torch.testing.assert_close(update @ key, residual, rtol=1e-12, atol=1e-12)
+
+
+def test_no_other_update_that_meets_the_residual_disturbs_less():
+    moment, key, residual = second_moment(), drawn(IN), drawn(OUT, seed=1)
+    update = product(rank_one(key, residual, factorise(moment)))
+    least = disturbance(update, moment)
+    for seed in range(20):
+        other = drawn(OUT, IN, seed=seed)
+        other -= torch.outer(other @ key, key) / (key @ key)  # so that other @ key is zero
+        for size in (1e-3, 1.0):
+            assert disturbance(update + size * other, moment) > least
+
+
+def test_the_rank_one_update_times_the_moment_is_proportional_to_the_key():
+    moment, key, residual = second_moment(), drawn(IN), drawn(OUT, seed=1)
+    rows = product(rank_one(key, residual, factorise(moment))) @ moment
+    expected = torch.outer(residual, key) / (key @ torch.linalg.solve(moment, key))
+    torch.testing.assert_close(rows, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_along_another_key_gives_the_original_formula_and_still_meets_the_residual():
+    moment, key, mean, residual = second_moment(), drawn(IN), drawn(IN, seed=2), drawn(OUT, seed=1)
+    update = product(rank_one(key, residual, factorise(moment), along=mean))
+    direction = torch.linalg.solve(moment, mean)
+    direction = direction / direction.norm()
+    expected = torch.outer(residual / (key @ direction), direction)
+    torch.testing.assert_close(update, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(update @ key, residual, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("requests", [1, 4, IN, IN + 7])
+@pytest.mark.parametrize("penalty", [0.3, 40.0])
+def test_the_gradient_vanishes_at_the_ridge_solution(requests, penalty):
+    moment, keys, residuals = second_moment(), drawn(requests, IN), drawn(requests, OUT, seed=1)
+    update = product(ridge_update(keys, residuals, factorise(moment), penalty))
+    pull = (keys @ update.T - residuals).T @ keys  # (out_features, in_features)
+    gradient = penalty * update @ moment + pull
+    assert gradient.norm() < 1e-11 * (residuals.T @ keys).norm()
+
+
+def test_every_step_away_from_the_ridge_solution_costs_more():
+    moment, keys, residuals = second_moment(), drawn(4, IN), drawn(4, OUT, seed=1)
+    update = product(ridge_update(keys, residuals, factorise(moment), 2.0))
+    best = objective(update, keys, residuals, moment, 2.0)
+    for seed in range(20):
+        step = 1e-2 * drawn(OUT, IN, seed=seed)
+        assert objective(update + step, keys, residuals, moment, 2.0) > best
+
+
+def test_a_vanishing_penalty_meets_every_residual():
+    keys, residuals = drawn(4, IN), drawn(4, OUT, seed=1)
+    metric = factorise(second_moment())
+    exact = product(ridge_update(keys, residuals, metric, 0.0))
+    torch.testing.assert_close(keys @ exact.T, residuals, rtol=1e-10, atol=1e-10)
+    nearly = product(ridge_update(keys, residuals, metric, 1e-9))
+    torch.testing.assert_close(nearly, exact, rtol=1e-6, atol=1e-8)
+
+
+def test_one_ridge_edit_is_a_shrunken_rank_one_edit():
+    moment, key, residual, penalty = second_moment(), drawn(IN), drawn(OUT, seed=1), 3.0
+    metric = factorise(moment)
+    reach = float(key @ torch.linalg.solve(moment, key))
+    ridge = product(ridge_update(key[None], residual[None], metric, penalty))
+    rome = product(rank_one(key, residual, metric))
+    torch.testing.assert_close(ridge, rome * reach / (penalty + reach), rtol=1e-10, atol=1e-12)
+
+
+def test_a_huge_penalty_leaves_only_the_first_order():
+    moment, keys, residuals = second_moment(), drawn(4, IN), drawn(4, OUT, seed=1)
+    update = product(ridge_update(keys, residuals, factorise(moment), 1e9))
+    first = residuals.T @ keys @ torch.linalg.inv(moment) / 1e9
+    torch.testing.assert_close(update, first, rtol=1e-5, atol=0)
+
+
+def test_the_ridge_update_is_linear_in_residuals_and_does_not_mind_the_order():
+    keys, residuals = drawn(4, IN), drawn(4, OUT, seed=1)
+    metric = factorise(second_moment())
+    update = product(ridge_update(keys, residuals, metric, 2.0))
+    assert not product(ridge_update(keys, 0 * residuals, metric, 2.0)).any()
+    torch.testing.assert_close(product(ridge_update(keys, 3 * residuals, metric, 2.0)), 3 * update)
+    order = [2, 0, 3, 1]
+    permuted = product(ridge_update(keys[order], residuals[order], metric, 2.0))
+    torch.testing.assert_close(permuted, update, rtol=1e-10, atol=1e-12)
+
+
+def test_the_same_key_twice_meets_in_the_middle():
+    key, residuals = drawn(IN), drawn(2, OUT, seed=1)
+    metric = factorise(second_moment())
+    twice = product(ridge_update(torch.stack([key, key]), residuals, metric, 2.0))
+    middle = product(ridge_update(key[None], residuals.mean(0)[None], metric, 1.0))
+    torch.testing.assert_close(twice, middle, rtol=1e-10, atol=1e-12)
+
+
+def test_without_a_moment_the_metric_is_the_identity():
+    key, residual = drawn(IN), drawn(OUT, seed=1)
+    update = product(rank_one(key, residual, Metric(cholesky=None)))
+    torch.testing.assert_close(update, torch.outer(residual, key) / (key @ key))
+
+
+def test_square_problems_are_not_transposed():
+    moment, key, residual = second_moment(OUT), drawn(OUT), drawn(OUT, seed=1)
+    update = product(rank_one(key, residual, factorise(moment)))
+    torch.testing.assert_close(update @ key, residual, rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(update.T @ key, residual)
+
+
+def test_float32_keys_are_solved_in_float64_and_come_back_as_float32():
+    moment, key, residual = second_moment(), drawn(IN), drawn(OUT, seed=1)
+    metric = factorise(moment)
+    single = rank_one(key.float(), residual.float(), metric)
+    assert single.left.dtype == single.right.dtype == torch.float32
+    exact = product(rank_one(key.float().double(), residual.float().double(), metric))
+    torch.testing.assert_close(product(single).double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_definite_moment_gets_no_ridge():
+    moment = second_moment()
+    metric = factorise(moment)
+    assert metric.ridge == 0
+    torch.testing.assert_close(metric.cholesky @ metric.cholesky.T, moment)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_fewer_tokens_than_features_a_small_ridge_is_added_and_recorded(seed):
+    features = drawn(IN // 2, IN, seed=seed)
+    moment = (features.T @ features / len(features)).float()  # as it is kept
+    metric = factorise(moment)
+    assert 0 < metric.ridge <= 1e-5
+    lifted = moment.double() + metric.ridge * moment.double().diagonal().mean() * torch.eye(IN)
+    torch.testing.assert_close(metric.cholesky @ metric.cholesky.T, lifted)
+    key, residual = drawn(IN, seed=7), drawn(OUT, seed=8)
+    update = product(rank_one(key, residual, metric))
+    torch.testing.assert_close(update @ key, residual, rtol=1e-6, atol=1e-6)
+
+
+def test_dead_features_get_a_ridge_too():
+    moment = second_moment()
+    moment[3], moment[:, 3] = 0, 0
+    metric = factorise(moment)
+    assert metric.ridge > 0
+    assert bool(torch.isfinite(metric.whiten(drawn(2, IN))).all())
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -1.0])
+def test_a_moment_that_is_none_is_refused_in_words(value):
+    with pytest.raises(KeditError, match="second moment"):
+        factorise(value * torch.eye(3))

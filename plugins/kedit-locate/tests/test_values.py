@@ -1,0 +1,307 @@
+"""The search for values, against torch's own Adam on plain whole forwards."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from kedit_core import EditRequest, KeditError, encode, layout_of
+from kedit_core.digests import state_digest
+from kedit_core.progress import Progress
+from kedit_locate.config import Search
+from kedit_locate.rows import EditRows, Row, edit_rows
+from kedit_locate.values import search_values
+
+PREFIXES = ("", "She was. ", "The Space Needle is in Seattle. ")
+FACTS = (
+    EditRequest(
+        prompt="The mother tongue of {} is", subject="Danielle Darrieux", target_new="English"
+    ),
+    EditRequest(
+        prompt="{} is in the city of", subject="The Eiffel Tower", target_new="Oslo, Norway"
+    ),
+    EditRequest(prompt="{} plays", subject="Zoë", target_new="the"),
+    EditRequest(prompt="We hear that {}", subject="Toko Yasuda", target_new="plays the guitar"),
+)
+FREE = Search(steps=5, lr=0.05, clamp=1e6, decay=0.0, kl=0.0, stop=0.0)
+
+
+@contextmanager
+def shifted(model, site, place, shift):
+    """Add ``shift`` at one place of what a module writes, in the plainest way."""
+
+    def hook(_, __, output):
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
+        change = torch.zeros_like(hidden)
+        change[:, place] = 1
+        hidden = hidden + change * shift
+        return hidden if isinstance(output, torch.Tensor) else (hidden, *output[1:])
+
+    handle = model.get_submodule(site).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def whole_forward(model, ids):
+    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+
+
+def plain_nll(model, site, rows, shift):
+    """Return mean_i -(1/T) Σ log P(target_t), one whole forward a row, no cache, no padding."""
+    total = 0.0
+    for row in rows.rewrites:
+        with shifted(model, site, row.lookup, shift):
+            said = whole_forward(model, row.ids)
+        count = len(row.target)
+        for step, token in enumerate(row.target):
+            total = total - said[len(row.ids) - count + step, token] / count
+    return total / len(rows.rewrites)
+
+
+def plain_search(model, site, tokenizer, request, rows, search):
+    """Return the shift and the number of updates by the formulas of the paper's code."""
+    bare = rows.rewrites[0]
+    seen = []
+    handle = model.get_submodule(site).register_forward_hook(
+        lambda _, __, out: seen.append(out if isinstance(out, torch.Tensor) else out[0])
+    )
+    whole_forward(model, bare.ids)
+    handle.remove()
+    base = seen[0][0, bare.lookup].detach()
+    # The whole anchor text, not cut at the subject.
+    anchor = encode(tokenizer, [f"{request.subject} is a"])[0]
+    place = anchor.last_token_of((0, len(request.subject)))
+    before = whole_forward(model, anchor.ids)[place].detach()
+    shift = torch.zeros_like(base, requires_grad=True)
+    adam = torch.optim.Adam([shift], lr=search.lr)
+    for step in range(search.steps):
+        nll = plain_nll(model, site, rows, shift)
+        with shifted(model, site, place, shift):
+            now = whole_forward(model, anchor.ids)[place]
+        divergence = torch.nn.functional.kl_div(before, now, log_target=True, reduction="sum")
+        loss = nll + search.kl * divergence + search.decay * shift.norm() / base.norm() ** 2
+        if loss.item() < search.stop or step == search.steps - 1:
+            return base, shift.detach(), nll.item(), step
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            radius = search.clamp * base.norm()
+            if shift.norm() > radius:
+                shift *= radius / shift.norm()
+    raise AssertionError("not reached")
+
+
+def site_of(model, layer=1):
+    return layout_of(model).down_of(layer).path
+
+
+def search_one(model, rows, search, site=None):
+    return search_values(model, [rows], site or site_of(model), search, Progress())
+
+
+@pytest.mark.parametrize("prefixes", [PREFIXES[:1], PREFIXES], ids=["bare", "prefixes"])
+@pytest.mark.parametrize("request_", FACTS, ids=["middle", "start", "one token", "end"])
+def test_the_search_is_torchs_adam_on_plain_whole_forwards(model, tokenizer, request_, prefixes):
+    rows = edit_rows(tokenizer, request_, prefixes)
+    search = Search(steps=6, lr=0.1, clamp=0.6, decay=0.3, kl=0.5, stop=0.0)
+    base, shift, nll, updates = plain_search(
+        model, site_of(model), tokenizer, request_, rows, search
+    )
+    found = search_one(model, rows, search)
+    torch.testing.assert_close(found.base[0], base, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(found.shift[0], shift, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(found.value[0], base + shift, rtol=1e-8, atol=1e-10)
+    assert found.nll[0] == pytest.approx(nll, rel=1e-10)
+    assert found.steps == (updates,) == (5,)
+
+
+@pytest.mark.parametrize("layer", [0, 2], ids=["first layer", "last layer"])
+def test_the_search_fits_plain_forwards_on_the_outermost_layers(model, bos_tokenizer, layer):
+    # What the last layer writes is heard only where the subject ends the prompt.
+    fact = FACTS[3]
+    rows = edit_rows(bos_tokenizer, fact, PREFIXES)
+    search = Search(steps=4, lr=0.1, clamp=4.0, decay=0.3, kl=0.5, stop=0.0)
+    site = site_of(model, layer)
+    _, shift, nll, _ = plain_search(model, site, bos_tokenizer, fact, rows, search)
+    found = search_one(model, rows, search, site)
+    torch.testing.assert_close(found.shift[0], shift, rtol=1e-8, atol=1e-10)
+    assert found.nll[0] == pytest.approx(nll, rel=1e-10)
+
+
+def test_the_facts_above_cover_the_cases_they_are_named_after(tokenizer):
+    middle, start, single, end = (edit_rows(tokenizer, fact, PREFIXES) for fact in FACTS)
+    assert middle.rewrites[0].lookup > 0
+    assert len(start.rewrites[0].target) > 2
+    assert len(single.rewrites[0].target) == 1
+    assert end.rewrites[0].lookup == len(end.rewrites[0].ids) - len(end.rewrites[0].target)
+
+
+def test_a_subject_of_one_token_at_position_zero_needs_no_prefix(model, tokenizer):
+    token, target = encode(tokenizer, ["The"])[0].ids, encode(tokenizer, [" city of Rome"])[0].ids
+    row = Row(ids=(*token, *target[:-1]), lookup=0, target=target)
+    rows = EditRows(rewrites=(row,), anchor=Row(ids=token, lookup=0))
+    found = search_one(model, rows, FREE)
+    assert found.nll[0] == pytest.approx(
+        float(plain_nll(model, site_of(model), rows, found.shift[0])), rel=1e-11
+    )
+    longer = Row(ids=(*target, *row.ids), lookup=len(target), target=row.target)
+    mixed = EditRows(rewrites=(row, longer), anchor=rows.anchor)
+    found = search_one(model, mixed, FREE)
+    assert found.nll[0] == pytest.approx(
+        float(plain_nll(model, site_of(model), mixed, found.shift[0])), rel=1e-11
+    )
+
+
+def test_several_edits_at_once_are_the_edits_one_by_one(model, tokenizer):
+    edits = [edit_rows(tokenizer, fact, PREFIXES[: n + 1]) for n, fact in enumerate(FACTS[:3])]
+    edits.append(edit_rows(tokenizer, FACTS[3], PREFIXES))
+    alone = [search_one(model, rows, FREE) for rows in edits]
+    # The first edit is done at some time in the middle, the others go on.
+    losses = sorted(found.nll[0] for found in alone)
+    search = Search(steps=12, lr=0.1, clamp=0.5, decay=0.3, kl=0.5, stop=losses[1])
+    alone = [search_one(model, rows, search) for rows in edits]
+    together = search_values(model, edits, site_of(model), search, Progress())
+    assert len(set(together.steps)) > 1
+    assert together.steps == tuple(found.steps[0] for found in alone)
+    for number, found in enumerate(alone):
+        torch.testing.assert_close(together.shift[number], found.shift[0], rtol=0, atol=1e-10)
+        torch.testing.assert_close(together.base[number], found.base[0], rtol=0, atol=1e-10)
+        assert together.nll[number] == pytest.approx(found.nll[0], abs=1e-10)
+
+
+def test_an_edit_that_is_done_does_not_move_while_others_go_on(model, tokenizer):
+    edits = [edit_rows(tokenizer, fact, PREFIXES[:1]) for fact in FACTS]
+
+    def found_after(steps, stop):
+        search = Search(steps=steps, lr=0.1, kl=0.0, decay=0.0, stop=stop)
+        return search_values(model, edits, site_of(model), search, Progress())
+
+    after = found_after(4, 0.0).nll
+    first = after.index(min(after))
+    bound = after[first] * (1 + 1e-9)
+    short, long = found_after(4, bound), found_after(9, bound)
+    assert short.steps[first] == long.steps[first] == 3
+    assert max(long.steps) > 3
+    assert torch.equal(short.shift[first], long.shift[first])
+    assert not torch.equal(short.shift, long.shift)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_there_is_one_update_less_than_steps(model, tokenizer, fact, steps):
+    rows = edit_rows(tokenizer, fact, PREFIXES[:1])
+    found = search_one(model, rows, Search(steps=steps, stop=0.0))
+    assert found.steps == (steps - 1,)
+    assert bool(found.shift.any()) == (steps > 1)
+
+
+def test_an_edit_that_holds_already_is_not_touched(model, tokenizer, fact):
+    found = search_one(model, edit_rows(tokenizer, fact, PREFIXES), Search(stop=1e9))
+    assert found.steps == (0,)
+    assert not found.shift.any()
+    assert torch.equal(found.value, found.base)
+
+
+def test_the_search_stops_at_the_first_loss_below_the_bound(model, tokenizer, fact):
+    rows = edit_rows(tokenizer, fact, PREFIXES[:1])
+    options = {"lr": 0.1, "kl": 0.0, "decay": 0.0}
+    trail = [
+        search_one(model, rows, Search(steps=n, stop=0.0, **options)).nll[0] for n in range(1, 9)
+    ]
+    assert trail == sorted(trail, reverse=True)
+    bound = (trail[4] + trail[5]) / 2
+    found = search_one(model, rows, Search(steps=50, stop=bound, **options))
+    assert found.steps == (5,)
+    assert found.nll[0] == pytest.approx(trail[5], rel=1e-12)
+
+
+@pytest.mark.parametrize("clamp", [0.01, 0.3])
+def test_the_clamp_is_never_violated_and_does_bind(model, tokenizer, clamp):
+    edits = [edit_rows(tokenizer, fact, PREFIXES[:2]) for fact in FACTS]
+    for steps in range(2, 8):
+        search = Search(steps=steps, lr=0.5, clamp=clamp, stop=0.0)
+        found = search_values(model, edits, site_of(model), search, Progress())
+        reach = found.shift.norm(dim=1) / found.base.norm(dim=1)
+        assert bool((reach <= clamp * (1 + 1e-12)).all())
+    assert bool((reach > clamp * (1 - 1e-12)).any())
+
+
+def test_the_first_update_goes_down(model, tokenizer, fact):
+    rows = edit_rows(tokenizer, fact, PREFIXES)
+    before = search_one(model, rows, Search(steps=1)).nll[0]
+    after = search_one(model, rows, Search(steps=2, lr=1e-4, kl=0.0, decay=0.0)).nll[0]
+    assert after < before
+
+
+def test_the_divergence_and_the_decay_hold_the_shift_back(model, tokenizer, fact):
+    rows = edit_rows(tokenizer, fact, PREFIXES[:1])
+    options = {"steps": 30, "lr": 0.05, "stop": 0.0, "clamp": 100.0}
+    free = search_one(model, rows, Search(kl=0.0, decay=0.0, **options)).shift.norm()
+    for held in (Search(kl=50.0, decay=0.0, **options), Search(kl=0.0, decay=50.0, **options)):
+        assert search_one(model, rows, held).shift.norm() < 0.8 * free
+
+
+def test_in_a_pre_norm_model_the_mlp_and_its_block_are_the_same_site(model, tokenizer, fact):
+    rows = edit_rows(tokenizer, fact, PREFIXES)
+    layer = layout_of(model).layer(1)
+    mlp = search_one(model, rows, FREE, layer.down.path)
+    block = search_one(model, rows, FREE, layer.path)
+    torch.testing.assert_close(mlp.shift, block.shift, rtol=1e-9, atol=1e-11)
+    assert not torch.allclose(mlp.base, block.base)
+
+
+def test_a_bfloat16_model_is_searched_in_float32(tiny, tokenizer, fact):
+    model = tiny("llama", dtype=torch.bfloat16)
+    rows = edit_rows(tokenizer, fact, PREFIXES)
+    found = search_one(model, rows, Search(steps=8, lr=0.1, stop=0.0))
+    assert found.shift.dtype == found.base.dtype == torch.float32
+    assert found.nll[0] < search_one(model, rows, Search(steps=1)).nll[0]
+
+
+def test_two_searches_give_the_same_bits(model, tokenizer, fact):
+    rows = edit_rows(tokenizer, fact, PREFIXES)
+    first, second = search_one(model, rows, FREE), search_one(model, rows, FREE)
+    assert torch.equal(first.shift, second.shift)
+    assert first.nll == second.nll
+
+
+class StopError(Exception):
+    pass
+
+
+class Impatient(Progress):
+    """Breaks off at the first step."""
+
+    def task(self, description, total, unit=""):
+        return _Refusing()
+
+
+class _Refusing:
+    def __enter__(self):
+        return self._advance
+
+    def __exit__(self, *_):
+        return None
+
+    @staticmethod
+    def _advance(_):
+        raise StopError
+
+
+def test_a_search_that_is_broken_off_leaves_no_hook_behind(model, tokenizer, fact):
+    rows, before = edit_rows(tokenizer, fact, PREFIXES), state_digest(model)
+    with pytest.raises(StopError):
+        search_values(model, [rows], site_of(model), Search(), Impatient())
+    assert state_digest(model) == before
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_loss_that_is_no_number_is_refused_instead_of_called_done(model, tokenizer, fact):
+    site = site_of(model)
+    with torch.no_grad():
+        model.get_parameter(f"{site_of(model, 2)}.weight").fill_(float("nan"))
+    with pytest.raises(KeditError, match="not finite"):
+        search_one(model, edit_rows(tokenizer, fact, PREFIXES), Search(), site)

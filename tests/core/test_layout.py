@@ -1,0 +1,349 @@
+"""The pieces of a model are found by running it, whatever its family calls them."""
+
+import inspect
+
+import pytest
+import torch
+from attrs import frozen
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from kedit_core import ModelLayout, layout_of
+from kedit_core.errors import ModelError
+
+LAYERS, WIDTH = 3, 32
+
+
+@frozen
+class Family:
+    """Where a family keeps its pieces (`specs/ecosystem.md` §1.2, 1.3), relative to a layer."""
+
+    layers: str
+    down: str | None
+    attention: str
+    out: str
+    norm: str
+    additive: bool = True
+    parallel: bool = False
+    returns_tuple: bool = False
+    conv1d: bool = False
+    tied: bool = False
+    experts: str | None = None
+
+
+def llama_like(**flags):
+    return Family(
+        "model.layers", "mlp.down_proj", "self_attn", "self_attn.o_proj", "model.norm", **flags
+    )
+
+
+FAMILIES = {
+    "gpt2": Family(
+        "transformer.h", "mlp.c_proj", "attn", "attn.c_proj", "transformer.ln_f",
+        conv1d=True, tied=True,
+    ),
+    "gptj": Family(
+        "transformer.h", "mlp.fc_out", "attn", "attn.out_proj", "transformer.ln_f",
+        parallel=True, returns_tuple=True,
+    ),
+    "gpt_neo": Family(
+        "transformer.h", "mlp.c_proj", "attn", "attn.attention.out_proj", "transformer.ln_f",
+        returns_tuple=True, tied=True,
+    ),
+    "gpt_neox": Family(
+        "gpt_neox.layers", "mlp.dense_4h_to_h", "attention", "attention.dense",
+        "gpt_neox.final_layer_norm", parallel=True,
+    ),
+    "llama": llama_like(),
+    "mistral": llama_like(),
+    "qwen2": llama_like(),
+    "qwen3": llama_like(),
+    "gemma": llama_like(tied=True),
+    "gemma2": llama_like(tied=True, additive=False),
+    "gemma3_text": llama_like(tied=True, additive=False),
+    "phi": Family(
+        "model.layers", "mlp.fc2", "self_attn", "self_attn.dense", "model.final_layernorm",
+        parallel=True,
+    ),
+    "phi3": llama_like(),
+    "opt": Family(
+        "model.decoder.layers", "fc2", "self_attn", "self_attn.out_proj",
+        "model.decoder.final_layer_norm", tied=True,
+    ),
+    "bloom": Family(
+        "transformer.h", "mlp.dense_4h_to_h", "self_attention", "self_attention.dense",
+        "transformer.ln_f", returns_tuple=True, tied=True,
+    ),
+    "falcon": Family(
+        "transformer.h", "mlp.dense_4h_to_h", "self_attention", "self_attention.dense",
+        "transformer.ln_f", parallel=True, returns_tuple=True, tied=True,
+    ),
+    "olmo2": llama_like(additive=False),
+    "stablelm": llama_like(),
+    "mixtral": Family(
+        "model.layers", None, "self_attn", "self_attn.o_proj", "model.norm", experts="mlp.experts"
+    ),
+}  # fmt: skip
+
+PLAIN = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+USUAL = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+    **PLAIN,
+}
+OLD = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, **PLAIN}
+SIZES = {
+    "gpt2": OLD,
+    "gptj": {**OLD, "rotary_dim": 4},
+    "gpt_neo": {
+        "hidden_size": WIDTH,
+        "num_layers": LAYERS,
+        "num_heads": 4,
+        "attention_types": [[["global"], LAYERS]],
+        "max_position_embeddings": 64,
+        **PLAIN,
+    },
+    "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4, **PLAIN},
+    "falcon": {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        **PLAIN,
+    },
+    "opt": {
+        "hidden_size": WIDTH,
+        "ffn_dim": 48,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": WIDTH,
+        "max_position_embeddings": 64,
+        **PLAIN,
+    },
+}
+
+
+def build(family, **changes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SIZES.get(family, USUAL), **changes})
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_pieces_of_a_family_are_found(name):
+    family, model = FAMILIES[name], build(name)
+    layout = layout_of(model)
+    assert [layer.path for layer in layout.layers] == [
+        f"{family.layers}.{n}" for n in range(LAYERS)
+    ]
+    for n, layer in enumerate(layout.layers):
+        below = f"{family.layers}.{n}"
+        assert layer.index == n
+        assert layer.attention == f"{below}.{family.attention}"
+        assert layer.attention_out.path == f"{below}.{family.out}"
+        assert layer.experts == (family.experts and f"{below}.{family.experts}")
+        assert (layer.down and layer.down.path) == (family.down and f"{below}.{family.down}")
+        if layer.down:
+            assert layer.mlp == f"{below}.{family.down}".rpartition(".")[0]
+    assert layout.final_norm == family.norm
+    assert model.get_submodule(layout.head) is model.get_output_embeddings()
+    assert model.get_submodule(layout.embedding) is model.get_input_embeddings()
+    measured = (layout.parallel, layout.layer_returns_tuple, layout.conv1d, layout.tied)
+    assert measured == (family.parallel, family.returns_tuple, family.conv1d, family.tied)
+    if family.down:
+        assert layout.additive is family.additive
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.down])
+def test_a_projection_says_how_wide_it_is_and_where_its_weight_is(name):
+    model = build(name)
+    for layer in layout_of(model).layers:
+        for found in (layer.down, layer.attention_out):
+            weight = model.get_parameter(found.weight)
+            stored = (found.in_features, found.out_features)
+            assert tuple(weight.shape) == (stored if found.conv1d else stored[::-1])
+            assert found.out_features == WIDTH
+            assert found.conv1d is FAMILIES[name].conv1d
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "gemma", "gemma2", "phi", "olmo2", "bloom"])
+def test_a_model_in_half_precision_has_the_layout_it_has_in_float32(name, dtype):
+    assert layout_of(build(name).to(dtype)) == layout_of(build(name))
+
+
+@pytest.mark.parametrize("name", ["llama", "olmo2"])
+def test_a_stream_far_larger_than_what_a_block_adds_hides_nothing(name):
+    model = build(name).to(torch.bfloat16)
+    with torch.no_grad():  # as the massive activations of real models
+        model.get_input_embeddings().weight[:, 3] = 100.0
+    assert layout_of(model).additive is FAMILIES[name].additive
+
+
+def test_tied_is_what_the_config_says_where_a_family_lets_one_choose():
+    assert layout_of(build("llama", tie_word_embeddings=True)).tied
+    assert not layout_of(build("gpt2", tie_word_embeddings=False)).tied
+
+
+def test_a_square_mlp_is_told_apart_from_its_up_projection():
+    layout = layout_of(build("llama", intermediate_size=WIDTH))
+    assert [layer.down.path for layer in layout.layers] == [
+        f"model.layers.{n}.mlp.down_proj" for n in range(LAYERS)
+    ]
+    assert layout_of(build("gpt2", n_inner=WIDTH)).layers[0].down.path.endswith("c_proj")
+
+
+def test_layers_that_differ_are_looked_at_one_by_one():
+    model = build(
+        "deepseek_v3",
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+        q_lora_rank=8,
+        kv_lora_rank=8,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=8,
+        head_dim=4,
+    )
+    layout = layout_of(model)
+    assert layout.layers[0].down.path == "model.layers.0.mlp.down_proj"
+    assert layout.layers[0].experts is None
+    for layer in layout.layers[1:]:
+        assert (layer.down, layer.experts) == (None, f"{layer.path}.mlp.experts")
+    with pytest.raises(ModelError, match="mixture of experts"):
+        layout.down_of(1)
+    assert layout.down_of(0).weight == "model.layers.0.mlp.down_proj.weight"
+
+
+def test_there_is_no_layer_beyond_the_last_and_none_counted_from_the_end():
+    layout = layout_of(build("gpt2"))
+    for index in (LAYERS, -1):
+        with pytest.raises(ModelError, match="layers 0 to 2"):
+            layout.layer(index)
+
+
+def rename_everything(model: nn.Module) -> dict[str, str]:
+    """Give every module of a model another name, the code's own names staying as properties.
+
+    Returns what each name became.
+    """
+    names: dict[str, str] = {}
+    for module in list(model.modules()):
+        children = list(module.named_children())
+        if isinstance(module, nn.ModuleList) or not children:
+            continue
+        seen = {}
+        for name, child in children:
+            new = names.setdefault(name, f"piece{len(names)}")
+            del module._modules[name]
+            module._modules[new] = child
+            seen[name] = property(lambda self, new=new: self._modules[new])
+        module.__class__ = type(type(module).__name__, (type(module),), seen)
+    return names
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_a_model_with_every_module_renamed_is_still_found(name):
+    plain, renamed = layout_of(build(name)), build(name)
+    names = rename_everything(renamed)
+    found = layout_of(renamed)
+
+    def as_renamed(path):
+        return ".".join(names.get(part, part) for part in path.split("."))
+
+    for layer, other in zip(found.layers, plain.layers, strict=True):
+        assert layer.path == as_renamed(other.path) != other.path
+        assert layer.down.path == as_renamed(other.down.path)
+        assert layer.attention_out.path == as_renamed(other.attention_out.path)
+    assert found.final_norm == as_renamed(plain.final_norm)
+    assert found.head == as_renamed(plain.head)
+    assert (found.additive, found.parallel) == (plain.additive, plain.parallel)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+def test_the_trace_leaves_the_model_as_it_was(name, state_of):
+    model = build(name)
+    model.train()
+    model.get_input_embeddings().eval()
+    model.lm_head.requires_grad_(False)
+    calls = []
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    state = state_of(model)
+    layout_of(model)
+    assert calls
+    assert state_of(model) == state
+    model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+    state = state_of(model)
+    with pytest.raises(ZeroDivisionError):
+        layout_of(model)
+    assert state_of(model) == state
+
+
+def test_the_trace_uses_neither_randomness_nor_gradients():
+    model = build("gpt2", resid_pdrop=0.5).train()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = layout_of(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert layout_of(model) == first
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_piece_can_be_named_by_hand():
+    model = build("llama")
+    plain = layout_of(model)
+    layout = layout_of(model, {"down": "model.layers.{}.mlp.up_proj", "attention": "model.norm"})
+    assert layout.layers[2].down.path == "model.layers.2.mlp.up_proj"
+    assert (layout.layers[2].down.in_features, layout.layers[2].down.out_features) == (WIDTH, 48)
+    assert layout.layers[2].attention == "model.norm"
+    assert layout.layers[2].attention_out == plain.layers[2].attention_out
+    out = layout_of(model, {"attention_out": "model.layers.{}.self_attn.q_proj"})
+    assert out.layers[0].attention_out.path == "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        ({"dwon": "model.layers.{}.mlp.up_proj"}, "no piece 'dwon'"),
+        ({"down": "model.layers.{}.mlp.nothing"}, "no module 'model.layers.0.mlp.nothing'"),
+        ({"down": "model.layers.{}.mlp"}, "no linear map"),
+        ({"down": "model.layers.{}.input_layernorm"}, "no linear map"),
+    ],
+)
+def test_a_piece_named_wrongly_is_refused(overrides, complaint):
+    with pytest.raises(ModelError, match=complaint):
+        layout_of(build("llama"), overrides)
+
+
+def test_what_is_no_decoder_is_refused_in_one_sentence():
+    with pytest.raises(ModelError, match="no config"):
+        layout_of(nn.Linear(2, 2))
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "vocab_size": 16}
+    with pytest.raises(ModelError, match="no causal decoder"):
+        layout_of(T5ForConditionalGeneration(T5Config(num_layers=2, **small)).eval())
+    stranger = nn.Linear(2, 2)
+    stranger.config = GPT2Config(n_layer=5)
+    with pytest.raises(ModelError, match="5 decoder layers"):
+        layout_of(stranger)
+
+
+def test_a_layout_is_a_value_and_shows_itself_briefly():
+    layout = layout_of(build("gpt2"))
+    assert isinstance(layout, ModelLayout)
+    assert "<3 layers>" in repr(layout)
+    assert len(repr(layout)) < 300
+    assert inspect.getdoc(type(layout))
