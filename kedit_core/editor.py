@@ -161,8 +161,7 @@ class Editor:
         """Take an edit out, exactly.
 
         Later deltas of kind *weights* stay as they were computed. A memory goes back to its
-        previous
-        delta; asked for a superseded one, it drops the requests that came with it.
+        previous delta; asked for a superseded one, it drops the requests that came with it.
 
         Args:
             id: of a delta; None takes the newest out.

@@ -57,8 +57,7 @@ def ngram_entropy(text: str) -> float:
     """Return the weighted mean of the 2-gram and 3-gram entropies of a text, in bits.
 
     ½ (⅔ H₂ + ⁴⁄₃ H₃) over the frequencies of word n-grams, as ROME's code weighs them
-    (arXiv:2202.05262); published
-    tables show 100 times this.
+    (arXiv:2202.05262); published tables show 100 times this.
     """
     words = re.findall(r"\w+|[^\w\s]", text)
     return (2 / 3 * _entropy(words, 2) + 4 / 3 * _entropy(words, 3)) / 2

@@ -62,8 +62,7 @@ class Plugins:
         """Return all plugins that installed distributions offer.
 
         ``KEDIT_DISABLE_PLUGINS=a,b`` leaves some out; ``KEDIT_TRACE=1`` reports every hook call on
-        stderr.
-        A plugin that cannot be used becomes a row with its problem and disturbs no other.
+        stderr. A plugin that cannot be used becomes a row with its problem and disturbs no other.
         """
         plugins = cls()
         if os.environ.get("KEDIT_TRACE", "0") not in ("", "0"):

@@ -2,8 +2,7 @@
 
 A history lists every delta that was made and not undone. Of a memory each new delta holds the whole
 memory, so only the last one of its method is in force; the earlier ones are superseded and come
-back
-when it is undone.
+back when it is undone.
 """
 
 from collections.abc import Callable, Iterator, Sequence

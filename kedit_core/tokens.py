@@ -60,8 +60,7 @@ def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> tuple[int, ..
     """Return the ids of ``target`` as it continues ``prompt``, joiner included.
 
     They are taken from the joint text when its ids begin with the prompt's, else from the target
-    alone, so that
-    prompt ids + target ids is what the model reads either way.
+    alone, so that prompt ids + target ids is what the model reads either way.
 
     Raises:
         RequestError: the target tokenises to nothing.

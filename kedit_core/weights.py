@@ -5,10 +5,8 @@ A written weight is a pure function of its original and of the ordered list:
     W = cast(W⁰ + Σ left · right + Σ update)
 
 in float32 (float64 in a float64 model), all factors in force concatenated in order and multiplied
-in
-chunks of rank 512, the last chunk zero-padded to the next rank of the list below. Taking a change
-out
-evaluates the function without it, so rounding never accumulates and undo is exact.
+in chunks of rank 512, the last chunk zero-padded to the next rank of the list below. Taking a
+change out evaluates the function without it, so rounding never accumulates and undo is exact.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _run(Plugins.installed(), given)
     except KeditError as error:
-        Console(stderr=True, highlight=False).print(f"kedit: {error}", markup=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False, emoji=False)
+        console.print(f"kedit: {error}", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("kedit: interrupted; nothing was left half done")

@@ -13,7 +13,7 @@ from kedit_core.progress import Advance, Progress
 
 def screen() -> Console:
     """Return the console for tables, on stdout."""
-    return Console(highlight=False, soft_wrap=False)
+    return Console(highlight=False, emoji=False)
 
 
 def print_json(document: Any) -> None:

@@ -37,7 +37,7 @@ def run() -> int:
     bare, listed = (statistics.median(times) for times in zip(*pairs, strict=True))
     loaded = subprocess.run([sys.executable, "-c", LOADED], check=False, stdout=subprocess.DEVNULL)
     clean = loaded.returncode == 0
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     console.print(f"bare imports        {bare:.3f} s\nkedit list-methods  {listed:.3f} s")
     console.print(f"ratio               {listed / bare:.2f} (bar: 2), torch imported: {not clean}")
     return 0 if listed <= 2 * bare and clean else 1

@@ -24,7 +24,7 @@ from kedit_core import Editor, EditRequest, Plugins
 from kedit_core.cli.screen import quiet_transformers
 from kedit_core.digests import state_digest
 
-console = Console(highlight=False)
+console = Console(highlight=False, emoji=False)
 
 
 class Interruption(Exception):  # noqa: N818

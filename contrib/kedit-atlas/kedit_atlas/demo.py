@@ -32,7 +32,7 @@ def run(method: str = "rome", out: Path | None = None) -> None:
         out: folder for the delta files; by default a new temporary one.
     """
     torch.set_num_threads(1)  # models this small are slower on several
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     plugins = Plugins.installed()
     folder = out if out is not None else Path(mkdtemp(prefix="kedit-demo-"))
     console.print(

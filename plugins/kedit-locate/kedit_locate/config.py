@@ -21,7 +21,7 @@ class Search:
         stop: an edit is done when its loss is below this.
     """
 
-    steps: int = field(default=20, validator=validators.ge(1))
+    steps: int = field(default=40, validator=validators.ge(1))
     lr: float = field(default=0.25, validator=_positive)
     clamp: float = field(default=4.0, validator=_positive)
     decay: float = field(default=0.1, validator=_not_negative)
@@ -42,7 +42,7 @@ class Context:
     lengths: tuple[int, ...] = field(
         default=(5, 10), validator=validators.deep_iterable(validators.ge(2))
     )
-    count: int = field(default=10, validator=validators.ge(0))
+    count: int = field(default=5, validator=validators.ge(0))
     top_k: int = field(default=5, validator=validators.ge(1))
 
 

@@ -1,8 +1,7 @@
 """Second moments of keys: C = E[k kᵀ] over the tokens of a corpus, from the unedited model.
 
 All asked layers are collected in one pass, which stops after the last of them. What is kept is the
-packed
-lower triangle in float32; the factor that solvers need is made from it in float64.
+packed lower triangle in float32; the factor that solvers need is made from it in float64.
 """
 
 from collections.abc import Mapping, Sequence

@@ -52,8 +52,7 @@ def edit_rows(
     """Return the rows of one edit.
 
     The anchor is read at the subject's last token of "<subject> is a": by causality the words after
-    it do not
-    matter, so the row ends there.
+    it do not matter, so the row ends there.
 
     Args:
         tokenizer: of the model.

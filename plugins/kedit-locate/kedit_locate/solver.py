@@ -6,10 +6,8 @@ requests),
     Δ = R (I + Kᵀ M K)⁻¹ Kᵀ M,    M = (λ C)⁻¹
 
 minimises ‖(W + Δ) K - V‖² + λ tr(Δ C Δᵀ); for λ → 0 it meets the residuals exactly. Here requests
-are
-rows, as everywhere in code: keys (requests, in_features), residuals (requests, out_features). Only
-a
-Cholesky factor of C is needed, in float64: with cond(C) near 1e8 a float32 solve is noise.
+are rows, as everywhere in code: keys (requests, in_features), residuals (requests, out_features).
+Only a Cholesky factor of C is needed, in float64: with cond(C) near 1e8 a float32 solve is noise.
 """
 
 import torch
@@ -56,8 +54,7 @@ def factorise(moment: Tensor) -> Metric:
     """Return the metric of a second moment (in_features, in_features).
 
     When C is not positive definite (fewer tokens than features, dead features) the smallest of
-    1e-8, 1e-7 …
-    of its mean diagonal that makes it so is added, and recorded.
+    1e-8, 1e-7 … of its mean diagonal that makes it so is added, and recorded.
 
     Raises:
         ModelError: C is not finite or is zero (a ValueError).
@@ -92,7 +89,7 @@ def ridge_update(keys: Tensor, residuals: Tensor, metric: Metric, penalty: float
     return Factors(residuals.T.to(keys.dtype), right.to(keys.dtype))
 
 
-def meeting(keys: Tensor, shift: Tensor, metric: Metric) -> Factors:
+def shared_shift(keys: Tensor, shift: Tensor, metric: Metric) -> Factors:
     """Return the update that writes one and the same shift at several keys and disturbs least.
 
     With K (in_features, n) the keys, Δ = δ 1ᵀ (KᵀC⁻¹K)⁺ KᵀC⁻¹, of rank one whatever n is.

@@ -25,8 +25,8 @@ def context_prefixes(
     """Return the texts to put before a prompt: the bare one first, then sentences the unedited model samples.
 
     Each sampled prefix ends in ". ", so ``prefix + prompt`` is the row's text. Lengths count the
-    start token, as in
-    ROME's code (arXiv:2202.05262). The same model, settings and seed give the same prefixes.
+    start token, as in ROME's code (arXiv:2202.05262). The same model, settings and seed give the
+    same prefixes.
 
     Args:
         model: in ``eval`` mode; may be edited.

@@ -1,16 +1,13 @@
 """Values: what the edited projection should write for the model to say the new target.
 
 For each edit a shift δ is added to what one site (an MLP's down-projection, or a whole block)
-writes at the
-subject's last token, and found by Adam on
+writes at the subject's last token, and found by Adam on
 
     mean_i NLL(target | row i) + κ KL(P_δ ‖ P_0 at the anchor) + w ‖δ‖ / ‖h₀‖²,    ‖δ‖ ≤ c ‖h₀‖
 
 where h₀ is what the site writes on the bare prompt (Meng et al., 2022, arXiv:2202.05262; the
-weights of the
-terms as in the authors' code). Whatever stands before the subject's last token never changes, so it
-is read
-once into a KV cache and every step runs from that token on.
+weights of the terms as in the authors' code). Whatever stands before the subject's last token never
+changes, so it is read once into a KV cache and every step runs from that token on.
 """
 
 import copy

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kedit_core import KeditError
-from kedit_locate.solver import Metric, factorise, rank_one, ridge_update
+from kedit_locate.solver import Metric, factorise, rank_one, ridge_update, shared_shift
 
 OUT, IN = 5, 12
 
@@ -184,3 +184,29 @@ def test_dead_features_get_a_ridge_too():
 def test_a_moment_that_is_none_is_refused_in_words(value):
     with pytest.raises(KeditError, match="second moment"):
         factorise(value * torch.eye(3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_shared_shift_is_met_at_every_key_by_a_matrix_of_rank_one(count):
+    keys, shift = drawn(count, IN), drawn(OUT, seed=1)
+    factors = shared_shift(keys, shift, factorise(second_moment()))
+    assert factors.left.shape == (OUT, 1)
+    torch.testing.assert_close(product(factors) @ keys.T, shift[:, None].expand(OUT, count))
+
+
+def test_no_other_update_that_writes_the_shift_at_every_key_disturbs_less():
+    moment, keys, shift = second_moment(), drawn(2, IN), drawn(OUT, seed=1)
+    update = product(shared_shift(keys, shift, factorise(moment)))
+    least = disturbance(update, moment)
+    basis = torch.linalg.qr(keys.T).Q  # (in_features, keys)
+    for seed in range(20):
+        other = drawn(OUT, IN, seed=seed)
+        other -= other @ basis @ basis.T  # so that it is zero at every key
+        for size in (1e-3, 1.0):
+            assert disturbance(update + size * other, moment) > least
+
+
+def test_a_shared_shift_at_one_key_given_twice_is_the_rank_one_update():
+    moment, key, shift = factorise(second_moment()), drawn(IN), drawn(OUT, seed=1)
+    twice = product(shared_shift(torch.stack([key, key]), shift, moment))
+    torch.testing.assert_close(twice, product(rank_one(key, shift, moment)))

@@ -1,16 +1,19 @@
 """ROME writes one fact into one MLP layer as a key-value pair (Meng et al., 2022, arXiv:2202.05262).
 
-A layer's down-projection W maps keys to values. Among all W' with W' k = v, the one that disturbs
-the
+A layer's down-projection W maps keys to values. Among all W' with W' k = W k + δ, the one that disturbs the
 other keys least, measured by their second moment C, differs from W by a rank-one matrix:
 
-    W' = W + (v - W k) (C⁻¹k)ᵀ / (kᵀ C⁻¹ k)
+    W' = W + δ (C⁻¹k)ᵀ / (kᵀ C⁻¹ k)
 
-k is the mean key over the prompt behind sampled prefixes (R-ROME, arXiv:2403.07175). The original
-takes its
-direction C⁻¹k̄ from that mean but meets the value at the bare prompt's key k₀, so its denominator
-k₀ᵀC⁻¹k̄ can
-be small and the update explode; ``keys="bare"`` is for comparing with it.
+k is the mean key over the prompt behind sampled prefixes (R-ROME, arXiv:2403.07175). Where a text begins with
+the subject, many tokenizers give it other tokens than in the middle of one, and so another key s, which that
+update misses. ``keys="both"`` writes δ at k and at s; with K = [k s] that is of rank one still:
+
+    W' = W + δ 1ᵀ (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹
+
+``keys="mean"`` is R-ROME alone. The original takes its direction C⁻¹k from the mean but meets the value at the
+bare prompt's key k₀, so its denominator k₀ᵀC⁻¹k can be small and the update explode; ``keys="bare"`` is for
+comparing with it.
 """
 
 from typing import Any
@@ -26,7 +29,7 @@ from kedit_core.progress import Progress
 from kedit_locate.keys import keys_of, mean_key
 from kedit_locate.moments import metric_of
 from kedit_locate.rows import edit_rows
-from kedit_locate.solver import meeting, rank_one
+from kedit_locate.solver import rank_one, shared_shift
 from kedit_locate.templates import context_prefixes
 from kedit_locate.values import Values, search_values
 from kedit_rome.config import RomeConfig
@@ -54,17 +57,13 @@ def rome(
     values = search_values(model, [rows], down.path, config.search, progress)
     metric = metric_of(model, tokenizer, down, config.statistics, weights, cache, progress)
     average = mean_key(keys)  # (in_features,)
-    key = average if config.keys == "mean" else keys[0]
-    residual = values.value[0] - _written(model, weights, down, key)  # (out_features,)
-    factors = rank_one(key, residual, metric, along=average)
     if config.keys == "both":
-        start = keys_of(model, [rows.anchor], down)
-        factors = meeting(torch.cat([average[None], start]), values.shift[0], metric)
-    if config.keys == "half":
-        k = 0.5 * keys[0] + 0.5 * keys[1:].mean(0)
-        factors = rank_one(k, values.shift[0], metric)
-    if config.keys == "shift":
-        factors = rank_one(average, values.shift[0], metric)
+        start = keys_of(model, [rows.anchor], down)  # (1, in_features)
+        factors = shared_shift(torch.cat([average[None], start]), values.shift[0], metric)
+    else:
+        key = average if config.keys == "mean" else keys[0]
+        residual = values.value[0] - _written(model, weights, down, key)  # (out_features,)
+        factors = rank_one(key, residual, metric, along=average)
     return Delta(
         method="rome",
         requests=batch.requests,

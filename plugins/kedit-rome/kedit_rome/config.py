@@ -13,9 +13,9 @@ class RomeConfig:
 
     Attributes:
         layer: whose MLP is edited; None takes one about a sixth of the way up.
-        keys: ``mean`` puts the fact at the mean key of all rows (R-ROME); ``bare`` is the original,
-            which mixes the
-            mean key's direction with the bare prompt's key and can explode.
+        keys: ``both`` puts the fact at the mean key of all rows and at the subject's key where a text
+            begins with it; ``mean`` at the mean key alone (R-ROME); ``bare`` is the original, which
+            mixes the mean key's direction with the bare prompt's key and can explode.
         search: how the value is searched for.
         context: which texts stand before the prompt.
         statistics: which text the second moment of the keys is taken from.
@@ -23,7 +23,7 @@ class RomeConfig:
     """
 
     layer: int | None = field(default=None, validator=validators.optional(validators.ge(0)))
-    keys: Literal["mean", "bare", "both", "half", "shift"] = "mean"
+    keys: Literal["both", "mean", "bare"] = "both"
     search: Search = field(factory=Search)
     context: Context = field(factory=Context)
     statistics: Statistics = field(factory=Statistics)

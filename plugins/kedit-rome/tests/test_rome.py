@@ -10,6 +10,7 @@ from kedit_locate.config import Search, Statistics
 from kedit_locate.moments import moments
 from kedit_locate.rows import edit_rows
 from kedit_locate.values import search_values
+from kedit_rome.config import RomeConfig
 
 LAYER = 1
 SEARCH = {"steps": 6, "lr": 0.1, "clamp": 4.0, "stop": 0.0}
@@ -19,6 +20,7 @@ TEXT = {"tokens": 600, "length": 16}
 def settings(**changes):
     return {
         "layer": LAYER,
+        "keys": "mean",
         "search": SEARCH,
         "statistics": TEXT,
         "context": {"lengths": [3, 5], "count": 2},
@@ -117,6 +119,28 @@ def test_bare_keys_give_the_formula_of_the_original(model, tokenizer, fact):
     torch.testing.assert_close(after @ bare + bias, value, rtol=1e-9, atol=1e-10)
     assert not torch.allclose(after @ keys.mean(0) + bias, value, rtol=1e-3)
     assert not torch.allclose(before, after)
+
+
+def test_by_default_the_shift_is_written_at_the_mean_key_and_where_a_text_begins_with_the_subject(
+    model, tokenizer, fact
+):
+    editor, delta = edited(model, tokenizer, fact, keys="both")
+    down = layout_of(model).down_of(LAYER)
+    rows, keys, value, moment, before = told(editor, delta, fact)
+    with editor.original():
+        start, _ = read_by(model, down.path, rows.anchor)
+        _, base = read_by(model, down.path, rows.rewrites[0])
+    shift = value - base
+    both = torch.stack([keys.mean(0), start], dim=1)  # (in_features, 2)
+    for key in both.T:
+        torch.testing.assert_close(update_in(delta) @ key, shift, rtol=1e-8, atol=1e-9)
+    whitened = torch.linalg.solve(moment, both)
+    share = torch.linalg.solve(both.T @ whitened, torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(
+        update_in(delta), torch.outer(shift, whitened @ share), rtol=1e-6, atol=1e-8
+    )
+    assert RomeConfig().keys == "both"
+    assert torch.linalg.matrix_rank(matrix_of(model, down) - before, tol=1e-9) == 1
 
 
 def test_the_identity_metric_spreads_the_update_along_the_key_itself(model, tokenizer, fact):
