@@ -77,7 +77,12 @@ def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
             raise DeltaError(path, f"delta {delta.id} is in force already")
         present.add(delta.id)
     both = stack.in_force((*stack.history, *loaded))
-    kept = {request.id for delta in both for request in delta.requests}
+    kept: set[str] = set()
+    for delta in both:
+        again = kept.intersection(request.id for request in delta.requests)
+        if again:
+            raise DeltaError(path, f"request {min(again)} would be in force twice")
+        kept.update(request.id for request in delta.requests)
     for delta in (*stack.in_force(), *loaded):
         if any(request.id not in kept for request in delta.requests):
             raise DeltaError(

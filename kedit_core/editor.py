@@ -49,6 +49,7 @@ class Editor:
         plugins: Plugins | None = None,
         cache: TensorCache | None = None,
         progress: Progress | None = None,
+        allow_tied: bool = False,
     ) -> None:
         """Take charge of ``model``.
 
@@ -62,6 +63,7 @@ class Editor:
             plugins: by default all installed ones.
             cache: by default in the user's cache folder.
             progress: by default silent.
+            allow_tied: let methods edit tied weights, which changes both of their uses.
 
         Raises:
             UnknownMethodError: no plugin offers the method.
@@ -71,7 +73,7 @@ class Editor:
         self.model, self.tokenizer, self.method, self.chat = model, tokenizer, method, chat
         self._plugins = plugins if plugins is not None else Plugins.installed()
         self._config = config
-        self.weights = Weights(model)
+        self.weights = Weights(model, allow_tied=allow_tied)
         self.cache = cache if cache is not None else TensorCache()
         self.progress = progress if progress is not None else Progress()
         self.baseline = Baseline(model, self.original)
@@ -105,8 +107,8 @@ class Editor:
             config: as for the class.
             dtype: to load in; None takes the checkpoint's own.
             device: to load on.
-            plugins: by default all installed ones.
-            options: ``chat``, ``cache`` and ``progress`` as for the class.
+            plugins: as for the class.
+            options: ``chat``, ``cache``, ``progress`` and ``allow_tied`` as for the class.
 
         Raises:
             ModelError: the source cannot be opened.
@@ -231,15 +233,8 @@ class Editor:
         asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
         batch = EditBatch(requests=asked, step=len(self.deltas), chat=self.chat)
         with at_rest(self.model):
-            return judged(
-                self._plugins,
-                self.model,
-                self.tokenizer,
-                batch,
-                self.deltas,
-                self.baseline,
-                metrics,
-            )
+            on = (self.model, self.tokenizer, batch, self.deltas, self.baseline)
+            return judged(self._plugins, *on, metrics)
 
     def scope(self, prompts: Sequence[str]) -> Scope:
         """Say which prompts fall in the scope of the newest delta whose method can tell.
@@ -247,9 +242,8 @@ class Editor:
         Raises:
             KeditError: no delta in force belongs to a method that classifies scope.
         """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
         with at_rest(self.model):
-            return self._workshop.scope_of(prompts)
+            return self._workshop.scope_of([prompts] if isinstance(prompts, str) else prompts)
 
     def complete(self, prompts: Sequence[str], tokens: int = 12) -> list[str]:
         """Return how the model as it is goes on after each prompt, up to the end of its sentence.
@@ -287,7 +281,8 @@ class Editor:
         return loaded
 
     def close(self) -> None:
-        """Let go of the model as it is now, so that another editor may own it."""
+        """Let go of the model as it is now, so that another editor may own it; this one edits no more."""
+        self._stack.closed = True
         self._release()
 
     def _method(self, name: str | None) -> str:

@@ -19,10 +19,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         OSError: the disk is full, the folder cannot be written, or a folder or device has the name;
             the old file is intact.
     """
-    if path.exists() and not path.is_file():
-        # Renaming over /dev/null would succeed for root, and take the device away from everybody.
-        raise OSError(errno.EINVAL, "it is there and no file", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -34,6 +31,24 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """See that a file could be written, before the work that fills it.
+
+    Raises:
+        OSError: a folder or device has the name, or its folder cannot be written to.
+    """
+    _make_room(path)
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+        pass
+
+
+def _make_room(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        # Renaming over /dev/null would succeed for root, and take the device away from everybody.
+        raise OSError(errno.EINVAL, "it is there and no file", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -29,6 +29,7 @@ class Stack:
         self._applied: dict[str, tuple[Delta, Applied]] = {}
         self._lent: set[object] = set()
         self.history: tuple[Delta, ...] = ()
+        self.closed = False
 
     def in_force(self, history: Sequence[Delta] | None = None) -> tuple[Delta, ...]:
         """Return the deltas of a history (by default the present one) that are not superseded."""
@@ -44,8 +45,10 @@ class Stack:
         """Bring the model to ``history``; when that fails, back to where it was.
 
         Raises:
-            KeditError: inside :meth:`without`, where the model is not what the history says.
+            KeditError: inside :meth:`without`, where the model is not what the history says, or closed.
         """
+        if self.closed:
+            raise KeditError("this editor has let go of its model; make a new one")
         if self._lent:
             raise KeditError("the model is lent out; edits are made and undone outside original()")
         before = self.history

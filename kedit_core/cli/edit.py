@@ -19,7 +19,8 @@ from kedit_core.cli.opening import (
 )
 from kedit_core.cli.screen import print_json, screen
 from kedit_core.config import merged, parse_settings, read_mapping
-from kedit_core.errors import RequestError
+from kedit_core.errors import DeltaError, RequestError
+from kedit_core.files import check_writable
 from kedit_core.plugins import Plugins
 from kedit_core.requests import EditRequest
 
@@ -51,6 +52,10 @@ def run(
     plugins: Plugins = context.obj
     info = plugins.info(method)
     asked = _asked(plugins, requests, prompt, subject, target, limit)
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise DeltaError(str(out), f"cannot be written ({error.strerror})") from None
     given = merged(read_mapping(config) if config else {}, parse_settings(settings or []))
     editor = open_editor(
         plugins, model, delta, dtype, device, method=method, config=given or None, chat=chat

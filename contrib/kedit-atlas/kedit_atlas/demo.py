@@ -117,9 +117,8 @@ def _show_answers(
             wanted = old[row] if kind == "neighbour" else request.target_new
             style = "green" if new[row].startswith(wanted.rstrip(".")) else "yellow"
             said = f"[{style}]{escape(new[row])}[/{style}]"
-            table.add_row(
-                kind, escape(texts[row]), escape(old[row]), said, end_section=kind == "neighbour"
-            )
+            table.add_row(kind, escape(texts[row]), escape(old[row]), said)
+        table.add_row()
     console.print(table)
 
 

@@ -21,30 +21,14 @@ ACCUMULATORS = {torch.float32: tl.float32, torch.float64: tl.float64}
 TOKENS, FEATURES = 4, 512
 
 
+# fmt: off
 @triton.jit  # type: ignore[untyped-decorator]
 def add_rank_one(  # type: ignore[no-untyped-def]
-    out,
-    y,
-    x,
-    u,
-    v,
-    tokens,
-    in_features,
-    out_features,
-    y_row,
-    y_token,
-    y_feature,
-    x_row,
-    x_token,
-    x_feature,
-    u_row,
-    u_feature,
-    v_row,
-    v_feature,
-    ACCUMULATOR: tl.constexpr,
-    TOKENS: tl.constexpr,
-    FEATURES: tl.constexpr,
+    out, y, x, u, v, tokens, in_features, out_features,
+    y_row, y_token, y_feature, x_row, x_token, x_feature, u_row, u_feature, v_row, v_feature,
+    ACCUMULATOR: tl.constexpr, TOKENS: tl.constexpr, FEATURES: tl.constexpr,
 ):
+    # fmt: on
     """Fill ``TOKENS`` tokens of one row of ``out``, which is contiguous; the rest has any strides."""
     blocks = tl.cdiv(tokens, TOKENS)
     program = tl.program_id(0)
