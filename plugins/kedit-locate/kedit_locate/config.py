@@ -21,12 +21,12 @@ class Search:
         stop: an edit is done when its loss is below this.
     """
 
-    steps: int = field(default=60, validator=validators.ge(1))
-    lr: float = field(default=0.3, validator=_positive)
+    steps: int = field(default=70, validator=validators.ge(1))
+    lr: float = field(default=0.25, validator=_positive)
     clamp: float = field(default=4.0, validator=_positive)
     decay: float = field(default=0.1, validator=_not_negative)
     kl: float = field(default=0.0625, validator=_not_negative)
-    stop: float = field(default=0.05, validator=_not_negative)
+    stop: float = field(default=0.08, validator=_not_negative)
 
 
 @frozen(kw_only=True)
