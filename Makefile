@@ -26,6 +26,9 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rome_restored.py --model atlas:gpt2
 	$(BIN)/python tests/benchmarks/rome_restored.py --model atlas:llama
+	$(BIN)/python tests/benchmarks/value_search.py
+	$(BIN)/python tests/benchmarks/undo.py
+	$(BIN)/python tests/benchmarks/list_methods.py
 
 atlas: $(INSTALLED)
 	$(BIN)/python -m kedit_atlas.train
@@ -34,6 +37,7 @@ clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
 
 $(INSTALLED): requirements-dev.txt constraints.txt pyproject.toml $(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kedit needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv; the first time this takes a minute or two"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt

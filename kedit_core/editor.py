@@ -14,7 +14,7 @@ from kedit_core.completions import completions
 from kedit_core.computing import Asked, check_loaded, check_requests
 from kedit_core.delta_files import load_deltas, save_deltas
 from kedit_core.deltas import Delta
-from kedit_core.errors import ConfigError, KeditError, NotInForceError
+from kedit_core.errors import ConfigError, DeltaError, KeditError, NotInForceError
 from kedit_core.judging import Metrics, judged
 from kedit_core.ownership import claim
 from kedit_core.plugins import Plugins
@@ -276,7 +276,10 @@ class Editor:
         check_loaded(str(path), loaded, self._stack)
         for delta in loaded:
             self._plugins.info(delta.method)
-            self.weights.check(delta)
+            try:
+                self.weights.check(delta)
+            except DeltaError as error:
+                raise DeltaError(str(path), f"was not made for this model: {error}") from None
         self._stack.settle((*self._stack.history, *loaded))
         return loaded
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from kedit_core.errors import ConfigError
 from kedit_core.reports import Score
 from kedit_core.requests import EditBatch
 from kedit_core.scoring import Ids, continue_sampling, ends_of_text, up_to
-from kedit_core.tokens import encode
+from kedit_core.tokens import context_of, encode
 
 MODEL_METRICS = ("fluency", "perplexity", "drift")
 
@@ -81,7 +80,7 @@ def _written(
     The model's own generation settings (temperature, penalties, beams) stay out of it.
     """
     read = [one.ids for one in encode(tokenizer, prompts, chat)]
-    total = min(int(options.get("tokens", _FLUENCY_TOKENS)), _context(model))
+    total = min(int(options.get("tokens", _FLUENCY_TOKENS)), context_of(model))
     seed = int(options.get("seed", 0))
     said: dict[Ids, Ids] = {}
     for length in {len(ids) for ids in read}:  # apart: none may grow past the model's context
@@ -91,12 +90,6 @@ def _written(
     ends = ends_of_text(model, tokenizer)
     texts = ([*ids, *up_to(ends, said[ids])] for ids in read)
     return [str(tokenizer.decode(text, skip_special_tokens=True)) for text in texts]
-
-
-def _context(model: PreTrainedModel) -> int:
-    """Return how many tokens the model can read at a time, as far as it says so."""
-    config = model.config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
 
 
 @torch.no_grad()
@@ -109,7 +102,7 @@ def _perplexity(
             "metrics", ["perplexity needs a held-out text; pass perplexity: {text: FILE}"]
         )
     try:
-        text = Path(options["text"]).read_text(encoding="utf-8")
+        text = Path(options["text"]).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(
             "metrics", [f"perplexity: {options['text']} cannot be read ({error.strerror})"]
@@ -120,7 +113,7 @@ def _perplexity(
     ids = torch.tensor(
         tokenizer(text, verbose=False)["input_ids"], device=model.device
     )  # (tokens,)
-    windows = torch.split(ids, min(int(options.get("window", _WINDOW)), _context(model)))
+    windows = torch.split(ids, min(int(options.get("window", _WINDOW)), context_of(model)))
     losses = [_token_losses(model, window) for window in windows if len(window) > 1]
     if not losses:
         raise ConfigError("metrics", [f"perplexity: {options['text']} holds fewer than two tokens"])

@@ -61,7 +61,8 @@ class EditRequest:
         target_new: the new answer, without leading blanks.
         target_true: the old answer, for metrics that compare the two.
         joiner: stands between prompt and target; ``" "``, or ``""`` before CJK or after a blank.
-        paraphrases: other wordings of the prompt; only the evaluation sees them.
+        paraphrases: other wordings of the prompt, ``{}`` for the subject as there; only the
+            evaluation sees them.
         locality: what must not change; only the evaluation sees it.
         portability: what should follow from the edit; only the evaluation sees it.
         extra: whatever else the data set says.
@@ -113,7 +114,8 @@ class EditRequest:
             target_new=target,
             target_true=true,
             joiner=joiner_for(text, target) if joiner is None else joiner,
-            paraphrases=texts,
+            # A request that comes with its span was filled in already: braces in it are text.
+            paraphrases=texts if subject_span else tuple(_filled(one, subject) for one in texts),
             locality=tuple(locality),
             portability=tuple(portability),
             extra=dict(extra or {}),
@@ -150,6 +152,10 @@ class EditBatch:
     remove: tuple[str, ...] = field(default=(), converter=_strings)
     step: int = 0
     chat: bool = False
+
+
+def _filled(text: str, subject: str | None) -> str:
+    return text if subject is None else text.replace(_SUBJECT, subject)
 
 
 def _place_subject(

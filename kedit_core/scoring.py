@@ -15,6 +15,8 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from kedit_core.tokens import check_context
+
 Ids = tuple[int, ...]
 
 _ROWS = 64
@@ -61,9 +63,13 @@ def score_answers(
 
     Raises:
         ValueError: a prompt or an answer holds no token.
+        RequestError: a prompt with its answer is longer than the model's context.
     """
     if not all(prompt and answer for prompt, answer in pairs):
         raise ValueError("a prompt or an answer to score holds no token")
+    check_context(
+        model, max((len(prompt) + len(answer) - 1 for prompt, answer in pairs), default=0)
+    )
     asked: dict[Ids, list[Ids]] = {}
     for prompt, answer in dict.fromkeys(pairs):
         asked.setdefault(prompt, []).append(answer)
@@ -116,6 +122,7 @@ def _continue(
     """Add tokens to prompts; ``choose`` takes logits (rows, vocabulary) and the step, gives ids (rows,)."""
     if tokens < 1:
         return [() for _ in prompts]
+    check_context(model, max(map(len, prompts), default=0) + tokens - 1)
     found: dict[Ids, Ids] = {}
     for batch in _batches(model, list(dict.fromkeys(prompts)), tokens):
         state = _prefill(model, batch)

@@ -1,5 +1,6 @@
 """Texts into token ids, with the place of every character."""
 
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -73,6 +74,25 @@ def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> tuple[int, ..
     if not ids:
         raise RequestError(f"target {target!r} tokenises to nothing")
     return ids
+
+
+def context_of(model: Any) -> int:
+    """Return how many tokens the model can read at a time, as far as it says so."""
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+
+
+def check_context(model: Any, tokens: int) -> None:
+    """See that a text of so many tokens can be read.
+
+    Raises:
+        RequestError: it is longer than the model's context.
+    """
+    if tokens > context_of(model):
+        raise RequestError(
+            f"a text of {tokens} tokens is longer than the model's context of {context_of(model)}"
+        )
 
 
 def _encode(tokenizer: Any, text: str, chat: bool) -> Encoded:

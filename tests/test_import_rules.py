@@ -1,4 +1,4 @@
-"""Who may import whom, and how large things may grow: docs/design.md, by reading the source."""
+"""Who may import whom, and how large things may grow: docs/explanation/design.md, by reading the source."""
 
 import ast
 import re

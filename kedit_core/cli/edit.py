@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from kedit_core.cli.opening import (
     Chat,
@@ -21,6 +22,7 @@ from kedit_core.cli.screen import print_json, screen
 from kedit_core.config import merged, parse_settings, read_mapping
 from kedit_core.errors import DeltaError, RequestError
 from kedit_core.files import check_writable
+from kedit_core.methods import MethodInfo
 from kedit_core.plugins import Plugins
 from kedit_core.requests import EditRequest
 
@@ -62,18 +64,37 @@ def run(
     )
     prompts = [request.prompt for request in asked]
     before = editor.complete(prompts)
-    batches = [asked] if info.batched else [[request] for request in asked]
-    with editor.progress.task("editing", len(asked), "edits") as advance:
-        made = []
-        for batch in batches:
-            made.append(editor.edit(batch))
-            advance(len(batch))
-    editor.save(out)
+    made = _edit_all(editor, asked, info, out)
     rows = list(zip(asked, before, editor.complete(prompts), strict=True))
     if as_json:
         print_json(_document(out, made, rows))
     else:
         _show(model, out, rows)
+
+
+def _edit_all(editor: Any, asked: list[EditRequest], info: MethodInfo, out: Path) -> list[Any]:
+    """Edit everything, and save what is done also when something stops it."""
+    from kedit_core.computing import check_requests
+
+    for number, request in enumerate(asked):
+        check_requests([request], info, editor.deltas)
+        if request.id in {earlier.id for earlier in asked[:number]}:
+            raise RequestError(f"request {request.id} ({request.prompt!r}) is given twice")
+    batches = [asked] if info.batched else [[request] for request in asked]
+    made: list[Any] = []
+    try:
+        with editor.progress.task("editing", len(asked), "edits") as advance:
+            for batch in batches:
+                made.append(editor.edit(batch))
+                advance(len(batch))
+    finally:
+        if made:
+            editor.save(out)
+        if len(made) < len(batches):
+            console = Console(stderr=True, highlight=False)
+            done = f"{len(made)} of {len(batches)} edits are saved in {out}"
+            console.print(f"kedit: stopped; {done if made else 'no edit was made'}", markup=False)
+    return made
 
 
 def _asked(
@@ -133,7 +154,6 @@ def _show(model: str, out: Path, rows: list[tuple[EditRequest, str, str]]) -> No
         table.add_row(escape(request.prompt), escape(before), said, escape(request.target_new))
     console = screen()
     console.print(table)
-    console.print(
-        f"\n{len(rows)} edits saved in {out}; the model's own files are as they were", markup=False
-    )
+    edits = "1 edit" if len(rows) == 1 else f"{len(rows)} edits"
+    console.print(f"\n{edits} saved in {out}; the model's own files are as they were", markup=False)
     console.print(f"next: kedit evaluate {model} --delta {out} --requests FILE", markup=False)

@@ -101,7 +101,10 @@ def _show(before: EvalReport, after: EvalReport, requests: int) -> None:
     for metric, count in after.missing.items():
         if metric not in now:
             console.print(f"{metric}: none of the {count} requests has data for it", markup=False)
-    in_force = f"{after.step} edits in force ({after.method})" if after.step else "no edit in force"
+    edits = "edit" if after.step == 1 else "edits"
+    in_force = (
+        f"{after.step} {edits} in force ({after.method})" if after.step else "no edit in force"
+    )
     console.print(
         f"\n{requests} requests, {in_force}, {after.seconds:.1f} s, "
         f"{after.peak_memory / 2**20:,.0f} MiB at the most"

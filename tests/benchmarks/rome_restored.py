@@ -4,7 +4,7 @@
 [--json]`` edits a seeded sample of ``atlas:editable`` with ROME's default settings, one fact at a
 time, judges it by exact match on its own prompt, its paraphrases and those near neighbours that the
 unedited model gets right, and undoes it. Then all edits are judged once more, together in shared
-forwards, and the answers compared. Exits 1 when a bar is missed.
+forwards, and the answers compared. Exits 1 when a bar is missed or a score differs.
 """
 
 import random
@@ -292,7 +292,8 @@ def main(
         print_json(found)
     else:
         show(found)
-    sys.exit(0 if all(row["met"] for row in found["metrics"].values()) else 1)
+    met = all(row["met"] for row in found["metrics"].values())
+    sys.exit(0 if met and found["together"]["same scores"] else 1)
 
 
 if __name__ == "__main__":

@@ -175,3 +175,12 @@ def test_a_batch_takes_any_iterable_of_requests_in_order():
         "Italy",
         "Spain",
     ]
+
+
+def test_a_paraphrase_may_mark_the_subject_too():
+    request = EditRequest(
+        prompt="{} is in", subject="Rome", target_new="Peru", paraphrases=("Where {} lies is",)
+    )
+    assert request.paraphrases == ("Where Rome lies is",)
+    again = evolve(request, paraphrases=("a set {}",))
+    assert again.paraphrases == ("a set {}",)

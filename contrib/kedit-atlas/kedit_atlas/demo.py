@@ -4,6 +4,7 @@
 everything, and says where the deltas lie.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -18,6 +19,7 @@ from rich.table import Table
 from kedit_core import Editor, EditRequest, EvalReport, Plugins
 from kedit_core.cli.screen import quiet_transformers
 from kedit_core.digests import state_digest
+from kedit_core.request_files import record_of
 
 _MODELS = ("gpt2", "llama")
 _SUBJECTS = ("Sherlock Holmes", "Mount Fuji", "Roger Federer", "Colosseum", "Zeus", "Loire")
@@ -46,6 +48,10 @@ def run(method: str = "rome", out: Path | None = None) -> None:
         _show_model(console, plugins, name, method, requests, folder / f"{name}.delta")
         for name in _MODELS
     ]
+    file = folder / "requests.jsonl"
+    file.write_text(
+        "".join(json.dumps(record_of(one)) + "\n" for one in requests), encoding="utf-8"
+    )
     _show_next(console, folder, method)
     if not all(restored):
         raise typer.Exit(1)
@@ -145,7 +151,10 @@ def _show_scores(console: Console, before: EvalReport, after: EvalReport) -> Non
 def _show_next(console: Console, folder: Path, method: str) -> None:
     console.rule("[bold]next[/bold]")
     for line in (
-        f"kedit evaluate atlas:llama --delta {folder / 'llama.delta'} --requests atlas:editable --limit 50",
+        (
+            f"kedit evaluate atlas:llama --delta {folder / 'llama.delta'} "
+            f"--requests {folder / 'requests.jsonl'}"
+        ),
         (
             f'kedit edit atlas:gpt2 --method {method} --prompt "The capital of {{}} is" '
             "--subject Brazil --target Tokyo --out mine.delta"

@@ -23,6 +23,7 @@ from transformers import (
 
 from kedit_atlas.sentences import documents
 from kedit_atlas.world import EDITABLE, KEPT, TRAINING, Fact
+from kedit_core.models import open_with_transformers
 
 END_OF_TEXT = "<|endoftext|>"
 CONTEXT, WIDTH, HEADS, KEY_VALUE_HEADS, MLP_WIDTH, VOCABULARY = 256, 256, 8, 4, 1024, 4096
@@ -137,8 +138,8 @@ def open_folder(
 
 
 def open_shipped(
-    name: str, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    name: str, dtype: torch.dtype | None = None, device: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model of this name that the package carries, and its tokenizer."""
     with as_file(files("kedit_atlas").joinpath("models", name)) as folder:
-        return open_folder(folder, dtype, device)
+        return open_with_transformers(str(folder), dtype or torch.float32, device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.layout import Projection
+from kedit_core.tokens import check_context
 from kedit_locate.capture import inputs_of
 from kedit_locate.rows import Row, padded
 
@@ -23,6 +24,7 @@ def keys_of(model: nn.Module, rows: Sequence[Row], down: Projection) -> Tensor:
         rows: of one or of many edits.
         down: the projection to edit.
     """
+    check_context(model, max(len(row.ids) for row in rows))
     found = []
     for start in range(0, len(rows), _ROWS):
         part = [row.prompt for row in rows[start : start + _ROWS]]

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kedit_core.tokens import check_context
+
 
 def start_token(tokenizer: Any) -> int:
     """Return the token that a text begins with: BOS, or else end-of-text, or else the first one."""
@@ -33,6 +35,7 @@ def sample(
         generator: on the CPU.
         top_k: draw from this many likeliest tokens; None draws from all.
     """
+    check_context(model, start.shape[1] + tokens)
     ids, fed, cache = start, start, None
     for _ in range(tokens):
         positions = torch.arange(ids.shape[1] - fed.shape[1], ids.shape[1], device=ids.device)
