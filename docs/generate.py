@@ -1,4 +1,4 @@
-"""Makes the reference pages from the code: hooks, methods, command line, errors, metrics.
+"""Makes the reference pages from the code: hooks, methods, commands, errors, metrics, facts.
 
 ``python docs/generate.py`` writes them; with ``--check`` it exits 1 when one is not current.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from kedit_atlas.facts_page import facts_page
 from kedit_core import errors, hookspecs, metrics
 from kedit_core.cli.app import application
 from kedit_core.cli.show import settings_of
@@ -88,6 +89,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "command-line.md": command_line,
     "errors.md": error_classes,
     "metrics.md": metric_names,
+    "atlas-facts.md": lambda: iter([facts_page()]),
 }
 
 

@@ -1,13 +1,11 @@
-"""A page of 100 seeded facts for reading; ``python -m kedit_atlas.facts_page`` writes it."""
+"""A page of 100 seeded facts for reading; ``make docs`` writes it."""
 
 # ruff: noqa: S311
 
-from pathlib import Path
 from random import Random
 
 from kedit_atlas.world import SHARES, Fact, load_world
 
-PAGE = Path(__file__).parents[3] / "docs" / "reference" / "atlas-facts.md"
 FACTS_SHOWN = 100
 
 
@@ -21,7 +19,6 @@ def facts_page() -> str:
     sets = ", ".join(f"{len(world.of(name)):,} {name}" for name in SHARES)
     head = (
         "# One hundred facts of the atlas\n\n"
-        "<!-- Written by `python -m kedit_atlas.facts_page`; do not edit. -->\n\n"
         f"The atlas holds {len(world.facts):,} facts over {len(world.relations)} relations: "
         f"{sets}. These hundred were drawn by a fixed seed, each with a sentence that the "
         "embedded models were trained on.\n\n"
@@ -35,8 +32,3 @@ def _row(fact: Fact, rng: Random) -> str:
     sentence = f"{rng.choice(fact.openings)} {fact.object}."
     cells = (f"`{fact.relation.name}`", fact.set, fact.subject, fact.object, sentence)
     return f"| {' | '.join(cells)} |\n"
-
-
-if __name__ == "__main__":
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(facts_page(), encoding="utf-8")
