@@ -91,6 +91,8 @@ def raised(editor: Editor, request: EditRequest, calls: int) -> bool:
 def run(edits: int = 100, interrupts: int = 20, seed: int = 0) -> None:
     """Print a table of what was tried and whether every bit came back."""
     torch.set_num_threads(1)
+    # A shell starts background jobs with Ctrl-C ignored; here it must arrive.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plugins = Plugins.installed()
     found = list(plugins.call_all("read_requests", source="atlas:editable"))
     rng = random.Random(seed)
