@@ -157,6 +157,7 @@ class Provenance:
         versions: of kedit-core, the plugin, torch and transformers.
         device: type of the device that it was computed on.
         after: ids of the deltas in force when it was computed, oldest first.
+        written: per touched parameter its digest once this delta was in the model, after those of ``after``.
         notes: what the method wants to remember, JSON values.
     """
 
@@ -167,6 +168,7 @@ class Provenance:
     versions: Mapping[str, str] = field(factory=dict)
     device: str = ""
     after: tuple[str, ...] = field(default=(), converter=_names)
+    written: Mapping[str, str] = field(factory=dict)
     notes: Mapping[str, Any] = field(factory=dict, converter=_json)
 
 

@@ -154,10 +154,10 @@ class Editor:
                 Asked(method=method, requests=asked, config=settings, chat=self.chat)
             )
             self._stack.settle((*before, delta))
+            return self._workshop.described(delta)
         except BaseException:
             self._stack.settle(before)
             raise
-        return delta
 
     def undo(self, id: str | None = None, *, recompute: bool = False) -> None:  # noqa: A002
         """Take an edit out, exactly.
@@ -281,6 +281,7 @@ class Editor:
             except DeltaError as error:
                 raise DeltaError(str(path), f"was not made for this model: {error}") from None
         self._stack.settle((*self._stack.history, *loaded))
+        self._workshop.compare_written(str(path))
         return loaded
 
     def close(self) -> None:

@@ -41,6 +41,11 @@ class Stack:
             if last[delta.method] == place or not self._replaces(delta.method)
         )
 
+    def describe(self, delta: Delta) -> None:
+        """Put a better described form of a delta in the place of the one with its id."""
+        self.history = tuple(delta if one.id == delta.id else one for one in self.history)
+        self._applied[delta.id] = (delta, self._applied[delta.id][1])
+
     def settle(self, history: Sequence[Delta]) -> None:
         """Bring the model to ``history``; when that fails, back to where it was.
 

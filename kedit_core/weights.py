@@ -85,6 +85,11 @@ class Weights:
             self._base_digests[weight] = found
         return dict(self._base_digests[weight])
 
+    def written_digests(self, delta: Delta) -> dict[str, str]:
+        """Return the digests of the parameters that a delta touches, as they are now."""
+        paths = dict.fromkeys(part.weight for part in delta.weights())
+        return {path: digest(self._parameter(path)) for path in paths}
+
     def check(self, delta: Delta) -> None:
         """See that a delta fits this model.
 

@@ -1,5 +1,6 @@
 """The workshop: computes the deltas of one model, puts them in, and makes them again without some requests."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,38 @@ class Workshop:
         package = next(row.package for row in self._plugins.rows() if row.name == method)
         after = tuple(delta.id for delta in self.stack.in_force())
         return finish(found, asked, memory if hides else (), self._weights, after, package)
+
+    def described(self, delta: Delta) -> Delta:
+        """Return a delta that was just put in, with the digests of what it left in the model."""
+        written = self._weights.written_digests(delta)
+        delta = evolve(delta, provenance=evolve(delta.provenance, written=written))
+        self.stack.describe(delta)
+        return delta
+
+    def compare_written(self, path: str) -> None:
+        """Warn when the newest delta's weights are not the bits that were written when it was made.
+
+        Rounding of a product depends on device, libraries and threads, so another machine may differ
+        in last bits; on the same one it shows that something else changed.
+        """
+        if not self.stack.in_force():
+            return
+        *before, newest = self.stack.in_force()
+        made = newest.provenance
+        if made.after != tuple(delta.id for delta in before):
+            return
+        now = self._weights.written_digests(newest)
+        differing = [name for name, digest in made.written.items() if now.get(name) != digest]
+        base = {name: self._weights.base_digests(name) for name in differing}
+        same_dtype = [
+            name for name in differing if next(iter(base[name])) == next(iter(made.base[name]))
+        ]
+        if same_dtype:
+            warnings.warn(
+                f"{path}: {len(same_dtype)} of {len(made.written)} edited weights are not bit for bit "
+                f"those of the {made.device} machine that made the edits ({same_dtype[0]}, …)",
+                stacklevel=3,
+            )
 
     def scope_of(self, prompts: Sequence[str]) -> Scope:
         """Ask the newest delta whose method can tell which prompts fall in its scope.

@@ -4,10 +4,12 @@ import json
 
 import pytest
 import torch
+from attrs import evolve
 
 from kedit_atlas import demo
 from kedit_core import Editor, Plugins
 from kedit_core.cli import main
+from kedit_core.delta_files import save_deltas
 from kedit_core.digests import state_digest
 
 MODELS = ("atlas:gpt2", "atlas:llama")
@@ -34,6 +36,20 @@ def test_real_facts_change_with_their_paraphrases_and_every_bit_comes_back(model
     assert sum(one["reliability.exact"] for one in means) >= 3
     assert sum(one["generalization.exact"] for one in means) >= 2.5
     assert state_digest(editor.model) == before
+
+
+def test_weights_that_are_not_those_that_were_written_are_told_and_nothing_else_is(tmp_path):
+    first = Editor.from_pretrained("atlas:gpt2", "rome")
+    for request in some_requests(2):
+        first.edit(request)
+    first.save(tmp_path / "as-made")
+    older, newest = first.deltas
+    assert newest.provenance.written
+    forged = evolve(newest.provenance, written=dict.fromkeys(newest.provenance.written, "other"))
+    save_deltas([older, evolve(newest, provenance=forged)], tmp_path / "other")
+    Editor.from_pretrained("atlas:gpt2").load(tmp_path / "as-made")  # a warning would be an error
+    with pytest.warns(UserWarning, match="not bit for bit those"):
+        Editor.from_pretrained("atlas:gpt2").load(tmp_path / "other")
 
 
 def test_the_demo_runs_and_says_that_undo_gave_every_bit_back(tmp_path, capsys):
