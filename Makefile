@@ -4,7 +4,6 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := kedit_core plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
             contrib/kedit-atlas/kedit_atlas
-SOURCES := $(PACKAGES) tests plugins contrib docs
 
 .PHONY: demo test lint docs bench atlas clean
 
@@ -18,6 +17,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/mypy -p my_package -p kedit_grace
 	$(BIN)/python docs/generate.py --check
 
 docs: $(INSTALLED)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from kedit_core.deltas import SideMemory as SideMemory
     from kedit_core.editor import Editor as Editor
     from kedit_core.errors import KeditError as KeditError
+    from kedit_core.export import Exported as Exported
+    from kedit_core.export import export_lora as export_lora
+    from kedit_core.export import export_merged as export_merged
     from kedit_core.hookspecs import hookimpl as hookimpl
     from kedit_core.hookspecs import hookspec as hookspec
     from kedit_core.layout import ModelLayout as ModelLayout
@@ -43,6 +46,7 @@ _HOMES = {
     "EditRequest": "requests",
     "Editor": "editor",
     "EvalReport": "reports",
+    "Exported": "export",
     "KeditError": "errors",
     "LowRank": "deltas",
     "MethodInfo": "methods",
@@ -56,6 +60,8 @@ _HOMES = {
     "TensorCache": "cache",
     "Weights": "weights",
     "encode": "tokens",
+    "export_lora": "export",
+    "export_merged": "export",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
     "layout_of": "layout",

@@ -119,9 +119,9 @@ class TensorCache:
     def _from_disk(
         self, path: Path, key: Mapping[str, Any], *, reports: bool = True
     ) -> Tensors | None:
-        if not path.exists():
-            return None
         try:
+            if not path.exists():
+                return None
             header, tensors = _read(path)
             if header["key"] != _canonical(key):
                 raise ValueError("it belongs to another key")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedit_core.scoring import continue_greedily
+from kedit_core.scoring import continue_greedily, ends_of_text, up_to
 from kedit_core.tokens import encode
 
 
@@ -26,10 +26,9 @@ def completions(
         chat: render each through the chat template.
     """
     said = continue_greedily(model, [one.ids for one in encode(tokenizer, prompts, chat)], tokens)
-    special = set(tokenizer.all_special_ids)
-    ends = (next((n for n, one in enumerate(ids) if one in special), tokens) for ids in said)
-    texts = (tokenizer.decode(list(ids[:end])) for ids, end in zip(said, ends, strict=True))
-    return [_first_sentence(str(text)) for text in texts]
+    # An end of turn need not be a special token, but generation ends there.
+    ends = {*tokenizer.all_special_ids, *ends_of_text(model, tokenizer)}
+    return [_first_sentence(str(tokenizer.decode(up_to(ends, ids)))) for ids in said]
 
 
 def _first_sentence(text: str) -> str:

@@ -1,18 +1,22 @@
 """What surrounds a method's computation: the checks before it and the finish after it."""
 
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from attrs import evolve, field, frozen
+from torch import nn
 
 from kedit_core.config import as_mapping
 from kedit_core.deltas import Delta, Dense, LowRank, Part, SideMemory
-from kedit_core.errors import DeltaError, KeditError, RequestError
+from kedit_core.errors import DeltaError, KeditError, ModelError, RequestError
 from kedit_core.methods import MethodInfo
+from kedit_core.parameters import check_parameters
 from kedit_core.requests import EditRequest, as_requests
 from kedit_core.stack import Stack
+from kedit_core.tokens import check_context, encode, encode_target
 from kedit_core.weights import Weights
 
 
@@ -65,17 +69,49 @@ def check_requests(
         seen.add(request.id)
 
 
+def check_model(
+    model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], *, chat: bool
+) -> None:
+    """See that a model can be edited, and that it reads these requests whole.
+
+    Raises:
+        ModelError: a parameter is offloaded or quantised, or the tokenizer belongs to another model.
+        RequestError: a text tokenises to nothing, a subject is cut off, or prompt and target are
+            longer than the context.
+    """
+    check_parameters(model)
+    known: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    for request in requests:
+        (prompt,) = encode(tokenizer, [request.prompt], chat)
+        if not prompt.ids:
+            raise RequestError(f"prompt {request.prompt!r} tokenises to nothing")
+        target = encode_target(tokenizer, prompt, request.joiner + request.target_new)
+        check_context(model, len(prompt.ids) + len(target))
+        if request.subject_span is not None:
+            prompt.last_token_of(request.subject_span)
+        highest = max(*prompt.ids, *target)
+        if highest >= known:
+            raise ModelError(
+                type(model).__name__,
+                f"knows {known} tokens, and its tokenizer gives number {highest} in {request.prompt!r}: "
+                "the two do not belong together",
+            )
+
+
 def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
     """See that deltas of a file can come on top of a history.
 
     Raises:
-        DeltaError: one is in force already, or would push out a memory whose edits it does not hold.
+        DeltaError: one is in force already, comes before a memory that it replaced, or would push out
+            a memory whose edits it does not hold.
     """
     present = {delta.id for delta in stack.history}
     for delta in loaded:
         if delta.id in present:
-            raise DeltaError(path, f"delta {delta.id} is in force already")
+            where = "in force already" if delta in stack.history else "in it twice"
+            raise DeltaError(path, f"delta {delta.id} is {where}")
         present.add(delta.id)
+    _check_order(path, loaded, stack)
     both = stack.in_force((*stack.history, *loaded))
     kept: set[str] = set()
     for delta in both:
@@ -89,6 +125,26 @@ def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
                 path,
                 f"two memories of {delta.method!r} cannot be in force at once, and the later one does "
                 f"not hold what {delta.id} holds",
+            )
+
+
+def _check_order(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
+    """Refuse a memory before one that it replaced; weights add up in any order, but for rounding."""
+    history = (*stack.history, *loaded)
+    for place, delta in enumerate(history):
+        later = [one for one in history[place + 1 :] if one.id in delta.provenance.after]
+        for one in later:
+            if len(stack.in_force((delta, one))) == 1:
+                raise DeltaError(
+                    path,
+                    f"memory {delta.id} was made after {one.id} and holds it, but comes before it; put "
+                    "them in the order in which they were made",
+                )
+        if later:
+            warnings.warn(
+                f"{path}: delta {delta.id} was made after {later[0].id} but comes before it; the edited "
+                "weights may differ in their last bits from those that were judged",
+                stacklevel=4,
             )
 
 
@@ -127,7 +183,7 @@ def finish(
             f"method {method!r}", "compute_delta returned a delta that changes nothing"
         )
     parts: tuple[Part, ...] = tuple(_on_cpu(part) for part in found.parts)
-    touched = dict.fromkeys(part.weight for part in parts if not isinstance(part, SideMemory))
+    touched = dict.fromkeys("" if isinstance(part, SideMemory) else part.weight for part in parts)
     delta = evolve(found, requests=(*held, *asked.requests), parts=parts)
     weights.check(delta)
     provenance = evolve(

@@ -78,13 +78,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return found
 
 
-def parse_settings(settings: list[str]) -> dict[str, Any]:
-    """Return ``["a.b=1", …]`` as a nested mapping; a value is JSON, or else a string."""
+def parse_settings(settings: list[str], where: str = "--set") -> dict[str, Any]:
+    """Return ``["a.b=1", …]`` as a nested mapping; a value is JSON, or else a string.
+
+    Args:
+        settings: of the form key=value, dots for tables inside tables.
+        where: what to call their source in a complaint.
+
+    Raises:
+        ConfigError: one has no ``=``, or goes below a value.
+    """
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
-            raise ConfigError("--set", [f"{setting!r} is not of the form key=value"])
+            raise ConfigError(where, [f"{setting!r} is not of the form key=value"])
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -95,7 +103,7 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
                 raise ConfigError(
-                    "--set", [f"{name!r} goes below {parent!r}, which is already a value"]
+                    where, [f"{name!r} goes below {parent!r}, which is already a value"]
                 )
         table[last] = value
     return found

@@ -10,8 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kedit_core.config import load_config
 from kedit_core.deltas import Delta, Dense, LowRank, Part, Provenance, SideMemory
-from kedit_core.errors import DeltaError
+from kedit_core.errors import DeltaError, KeditError
 from kedit_core.files import write_atomically
 from kedit_core.request_files import record_of, request_from
 
@@ -64,8 +65,10 @@ def load_deltas(path: str | Path) -> tuple[Delta, ...]:
         )
     except DeltaError as error:
         raise DeltaError(str(path), str(error)) from None
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise DeltaError(str(path), f"is damaged ({type(error).__name__}: {error})") from None
+    except KeyError as error:
+        raise DeltaError(str(path), f"is damaged: {error} is missing") from None
+    except (KeditError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise DeltaError(str(path), f"is damaged: {error}") from None
 
 
 def _describe(delta: Delta, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -104,14 +107,14 @@ def _describe(delta: Delta, prefix: str, tensors: dict[str, Tensor]) -> dict[str
 
 def _restore(described: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> Delta:
     delta = Delta(
-        method=described["method"],
+        method=_text("method", described["method"]),
         requests=tuple(request_from(record) for record in described["requests"]),
         parts=tuple(
             _part(part, _below(tensors, f"{prefix}/part/{place}/"))
             for place, part in enumerate(described["parts"])
         ),
         carry=_below(tensors, f"{prefix}/carry/"),
-        provenance=Provenance(**described["provenance"]),
+        provenance=load_config(Provenance, described["provenance"], where="provenance"),
     )
     if delta.id != described["id"]:
         raise DeltaError(
@@ -123,13 +126,22 @@ def _restore(described: dict[str, Any], prefix: str, tensors: dict[str, Tensor])
 def _part(described: dict[str, Any], tensors: dict[str, Tensor]) -> Part:
     match described["kind"]:
         case "low-rank":
-            return LowRank(weight=described["weight"], left=tensors["left"], right=tensors["right"])
+            weight = _text("weight", described["weight"])
+            return LowRank(weight=weight, left=tensors["left"], right=tensors["right"])
         case "dense":
-            return Dense(weight=described["weight"], update=tensors["update"])
+            weight = _text("weight", described["weight"])
+            return Dense(weight=weight, update=tensors["update"])
         case "side-memory":
-            return SideMemory(at=described["at"], tensors=tensors, settings=described["settings"])
+            at = _text("at", described["at"])
+            return SideMemory(at=at, tensors=tensors, settings=described["settings"])
         case kind:
             raise DeltaError("part", f"unknown kind {kind!r}")
+
+
+def _text(name: str, found: Any) -> str:
+    if not isinstance(found, str):
+        raise DeltaError(name, f"is no text: {found!r}")
+    return found
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

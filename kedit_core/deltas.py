@@ -150,7 +150,7 @@ class Provenance:
 
     Attributes:
         base: per touched parameter the digests of its original, by dtype (``float32``,
-            ``bfloat16``, …).
+            ``bfloat16``, …); of a memory those of a sample of the whole model, under ``""``.
         config: the method's configuration with everything resolved.
         chat: prompts were rendered through the chat template.
         seed: of the configuration, when it has one.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,12 +46,30 @@ def fingerprint(model: nn.Module, originals: Mapping[str, Tensor]) -> str:
             key: value for key, value in config.to_diff_dict().items() if key not in _VOLATILE
         }
         found.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for line in _samples(model, originals, None):
+        found.update(line.encode())
+    return found.hexdigest()[:32]
+
+
+def sampled_digest(model: nn.Module, originals: Mapping[str, Tensor], dtype: torch.dtype) -> str:
+    """Return the sha256 of a sample of every parameter of an unedited model, cast to ``dtype``.
+
+    Args:
+        model: the model, maybe edited.
+        originals: parameters as they were before the first edit, by path.
+        dtype: so that the fp32 and bf16 forms of one checkpoint can be told to be the same.
+    """
+    return hashlib.sha256("".join(_samples(model, originals, dtype)).encode()).hexdigest()
+
+
+def _samples(
+    model: nn.Module, originals: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> Iterator[str]:
     for name, parameter in sorted(model.named_parameters()):
         tensor = originals.get(name, parameter).detach()
         stride = max(1, tensor.numel() // _SAMPLES)
         sample = tensor.reshape(-1)[::stride][:_SAMPLES]
-        found.update(f"{name} {tuple(tensor.shape)} {digest(sample)}\n".encode())
-    return found.hexdigest()[:32]
+        yield f"{name} {tuple(tensor.shape)} {digest(sample.to(dtype or sample.dtype))}\n"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -1,9 +1,9 @@
 """The editor: makes edits in one model, judges them, and takes every one of them out again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit_core.baseline import Baseline
 from kedit_core.cache import TensorCache
 from kedit_core.completions import completions
-from kedit_core.computing import Asked, check_loaded, check_requests
+from kedit_core.computing import Asked, check_loaded, check_model, check_requests
 from kedit_core.delta_files import load_deltas, save_deltas
 from kedit_core.deltas import Delta
 from kedit_core.errors import ConfigError, DeltaError, KeditError, NotInForceError
@@ -24,13 +24,14 @@ from kedit_core.requests import EditBatch, EditRequest
 from kedit_core.untouched import at_rest
 from kedit_core.weights import Weights
 from kedit_core.workshop import Workshop
+from kedit_core.wrapped import inner_model
 
 
 class Editor:
     """Owns a model, edits it in place, and can take out every edit again.
 
     Attributes:
-        model: the model; parameter paths and state-dict keys never change.
+        model: the model, or the one inside a compiled or PEFT model; paths and keys never change.
         tokenizer: its tokenizer.
         method: name of the method that ``edit`` uses unless told otherwise.
         chat: prompts are rendered through the tokenizer's chat template, in editing and in judging.
@@ -50,6 +51,7 @@ class Editor:
         cache: TensorCache | None = None,
         progress: Progress | None = None,
         allow_tied: bool = False,
+        layout: Mapping[str, str] | None = None,
     ) -> None:
         """Take charge of ``model``.
 
@@ -57,23 +59,24 @@ class Editor:
             model: a decoder in Hugging Face format.
             tokenizer: the model's.
             method: for ``edit``; None when every call names one.
-            config: of that method: a mapping, an instance of its config class, a TOML or JSON file,
-                or None.
+            config: of that method: a mapping, an instance of its config class, a TOML or JSON file, or None.
             chat: render prompts through the chat template.
             plugins: by default all installed ones.
             cache: by default in the user's cache folder.
             progress: by default silent.
             allow_tied: let methods edit tied weights, which changes both of their uses.
+            layout: paths of pieces that are named by hand, as ``layout_of`` takes them.
 
         Raises:
             UnknownMethodError: no plugin offers the method.
             ConfigError: the configuration does not fit.
             ModelError: another editor owns the model.
         """
-        self.model, self.tokenizer, self.method, self.chat = model, tokenizer, method, chat
+        self.model = model = cast(PreTrainedModel, inner_model(model))
+        self.tokenizer, self.method, self.chat = tokenizer, method, chat
         self._plugins = plugins if plugins is not None else Plugins.installed()
         self._config = config
-        self.weights = Weights(model, allow_tied=allow_tied)
+        self.weights = Weights(model, allow_tied=allow_tied, layout=layout)
         self.cache = cache if cache is not None else TensorCache()
         self.progress = progress if progress is not None else Progress()
         self.baseline = Baseline(model, self.original)
@@ -108,7 +111,7 @@ class Editor:
             dtype: to load in; None takes the checkpoint's own.
             device: to load on.
             plugins: as for the class.
-            options: ``chat``, ``cache``, ``progress`` and ``allow_tied`` as for the class.
+            options: ``chat``, ``cache``, ``progress``, ``allow_tied`` and ``layout`` as for the class.
 
         Raises:
             ModelError: the source cannot be opened.
@@ -148,6 +151,7 @@ class Editor:
         info = self._plugins.info(method)
         check_requests(asked, info, self.deltas)
         settings = self._config_for(method, config)
+        check_model(self.model, self.tokenizer, asked, chat=self.chat)
         before = self._stack.history
         try:
             delta = self._workshop.compute(
@@ -212,10 +216,7 @@ class Editor:
     @contextmanager
     def original(self) -> Iterator[None]:
         """Show the unedited model inside the block, for comparing before and after."""
-        with (
-            self._stack.without(lambda delta: not self._workshop.writes(delta.method)),
-            self.weights.original(),
-        ):
+        with self.weights.original():
             yield
 
     def evaluate(

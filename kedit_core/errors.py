@@ -97,6 +97,17 @@ class ModelError(KeditError, ValueError):
         return f"{self.what}: {self.problem}"
 
 
+class ExportError(KeditError, ValueError):
+    """The edits in force cannot be written in the form that was asked for."""
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.what, self.problem = what, problem
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.problem}"
+
+
 class NotInForceError(KeditError, LookupError):
     """There is no such edit to take out."""
 

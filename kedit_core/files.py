@@ -25,10 +25,10 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -48,11 +48,14 @@ def _make_room(path: Path) -> None:
     if path.exists() and not path.is_file():
         # Renaming over /dev/null would succeed for root, and take the device away from everybody.
         raise OSError(errno.EINVAL, "it is there and no file", str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise OSError(errno.ENOTDIR, "a file stands where its folder would be", str(path)) from None
 
 
-def _sync(path: Path) -> None:
-    """Wait until the disk has it; folders cannot be synced on every platform."""
+def sync(path: Path) -> None:
+    """Wait until the disk has a file or folder; folders cannot be synced on every platform."""
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

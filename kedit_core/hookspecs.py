@@ -1,7 +1,8 @@
 """The hooks: all that a plugin can take part in.
 
 An implementation takes, by name, only the arguments it uses, and gives none of them a default:
-pluggy would never pass it. The sentences under *Contract* are what the contract tests check.
+pluggy would never pass it. Each sentence under *Contract* is held by a check of
+``kedit_core.testing.MethodContract``, or by core and one of its own tests.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def method_info() -> MethodInfo:  # type: ignore[empty-body]
         The method's card; its name is the name of the entry point.
 
     Contract:
-        - The name equals the name of the entry point.
+        - The name is that of the entry point, and every hook takes only arguments of the contract.
         - Neither the plugin module nor this call imports torch or transformers.
+        - Every setting has a default, an unknown one is refused, and JSON gives back what was set.
     """
 
 
@@ -73,12 +75,17 @@ def compute_delta(
         The new delta. Of a memory it holds the whole memory, of weights only what this batch adds.
 
     Contract:
-        - When it returns or raises, the model is bit for bit as before: weights, buffers, hooks,
-          ``requires_grad``, mode.
+        - The batch comes without paraphrases and probes: nobody trains on the test.
+        - When it returns, the model is bit for bit as before: weights, buffers, hooks, grads, mode.
+        - When it raises, wherever that is, the model is bit for bit as before all the same.
         - Equal inputs and seeds give equal deltas.
-        - Nothing is printed.
+        - Nothing is printed, warned of, or written outside the cache.
         - No state is kept outside deltas, cache and config.
+        - The delta has parts of the declared kind that fit the model and hold finite numbers.
         - ``carry`` holds the batch's own contribution, never a running total.
+        - An edit that was undone leaves no trace in the next one, neither its carry nor its memory.
+        - The second delta of a memory holds both edits, and its undo brings the first one back.
+        - A request that is removed from a memory no longer holds, and the others still do.
     """
 
 
@@ -106,8 +113,14 @@ def apply_delta(
         The handle that takes the delta out again.
 
     Contract:
+        - After the edit the target is likelier than before, and likelier than the old answer.
+        - What neighbours answer loses no more of its probability than the test class tolerates.
+        - Two requests hold together: made at once by a batched method, else one after the other.
+        - Of ten edits made one after the other, a continual method holds seven at the end.
         - ``undo()`` of what comes back leaves the model bit for bit as before.
         - Parameter paths and state-dict keys never change.
+        - A delta that was saved and loaded gives a fresh model the same logits, bit for bit.
+        - In a bfloat16 model an edit holds as well, and comes out exactly.
     """
 
 
@@ -159,8 +172,11 @@ def scope_classify(
         probability (prompts,) in [0, 1] and, per prompt, the id of the request it meets or None.
 
     Contract:
-        - The decision is the one that a forward pass on the prompt takes.
+        - The probability lies in [0, 1], and the request is one of the delta's or None.
         - A prompt gets the same answer alone and in any batch.
+        - The answer is the same whether the delta is in the model or not.
+        - The edit's own prompt meets its request, with a higher probability than any unrelated one.
+        - The decision is the one that a forward pass on the prompt takes.
     """
 
 
@@ -194,6 +210,7 @@ def read_requests(source: str) -> Iterable[EditRequest | RequestError] | None:
         The requests in order; a record that cannot be read is a RequestError in its place.
 
     Contract:
+        - A request source that is not this plugin's gives None, so that others are asked.
         - The implementation is no generator function: its generator is never None and would shadow
           all others.
     """

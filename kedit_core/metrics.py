@@ -35,7 +35,7 @@ from kedit_core.scoring import (
     score_answers,
     up_to,
 )
-from kedit_core.tokens import encode, encode_target
+from kedit_core.tokens import encode, encode_target, ids_of
 
 PROTOCOLS = ("exact", "contains", "token", "preference", "probability")
 KNOWN = (
@@ -235,8 +235,8 @@ class _Judge:
         key = (question.prompt, question.joiner, answer)
         if key not in self._counted_read:
             text = question.prompt + question.joined(answer)
-            joint = tuple(self._tokenizer(text)["input_ids"])
-            count = len(self._tokenizer(question.prompt)["input_ids"])
+            joint = ids_of(self._tokenizer, text)
+            count = len(ids_of(self._tokenizer, question.prompt))
             self._counted_read[key] = _Pair(prompt=joint[:count], answer=joint[count:])
         return self._counted_read[key]
 

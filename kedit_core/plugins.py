@@ -238,12 +238,12 @@ def _problem_of(  # noqa: PLR0911 - one line a rule
         return f"its entry point is {name!r} but method_info says {info.name!r}"
     if info is not None and info.api != API:
         return f"it speaks version {info.api} of the hook contract, this core speaks {API}"
-    if info is not None and "compute_delta" not in hooks:
-        return "it names a method but implements no compute_delta"
     for hook in hooks:
         problem = _hook_problem(getattr(module, hook), hook, info, manager)
         if problem:
             return problem
+    if info is not None and "compute_delta" not in hooks:
+        return "it names a method but implements no compute_delta"
     return ""
 
 

@@ -1,7 +1,7 @@
 """What comes back from applying and judging edits."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Self
 
 from attrs import field, frozen
@@ -47,6 +47,10 @@ class EvalReport:
         return {metric: sum(found) / len(found) for metric, found in values.items()}
 
 
+def _as_tuple(values: Iterable[str | None]) -> tuple[str | None, ...]:
+    return tuple(values)
+
+
 @frozen(kw_only=True)
 class Scope:
     """Which prompts an edit speaks to.
@@ -57,7 +61,7 @@ class Scope:
     """
 
     probability: "Tensor" = field(eq=False)
-    requests: tuple[str | None, ...] = field(converter=tuple)
+    requests: tuple[str | None, ...] = field(converter=_as_tuple)
 
 
 class Applied:

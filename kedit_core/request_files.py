@@ -24,8 +24,10 @@ def read_json_lines(source: str | Path) -> Iterable[EditRequest | RequestError]:
     path = Path(source)
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except OSError as error:
+        raise RequestError(f"cannot be read ({error.strerror})", str(path)) from None
+    except ValueError as error:  # a null byte in the name is one, too
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise RequestError(f"cannot be read ({reason})", str(path)) from None
     if not text.strip():
         raise RequestError("holds no request", str(path))

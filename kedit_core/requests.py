@@ -52,7 +52,8 @@ class EditRequest:
     """One fact as it should be: after ``prompt`` the model shall say ``target_new``.
 
     ``{}`` in the prompt marks the subject and is filled with it; without it the last occurrence of
-    ``subject`` is the subject. Other braces are text.
+    ``subject`` is the subject. Other braces are text; so is ``{}`` where ``subject_span`` says already
+    which characters are the subject.
 
     Attributes:
         prompt: full text, the subject filled in.
@@ -68,7 +69,8 @@ class EditRequest:
         extra: whatever else the data set says.
 
     Raises:
-        RequestError: the subject is not in the prompt, is marked twice, or a text is empty.
+        RequestError: the subject is not in the prompt, is marked twice or marked but not given, or a
+            text is empty.
     """
 
     prompt: str
@@ -165,6 +167,11 @@ def _place_subject(
     if subject is None:
         if span is not None:
             raise RequestError(f"subject_span {tuple(span)} of {prompt!r} comes without a subject")
+        if _SUBJECT in prompt:
+            raise RequestError(
+                f"prompt {prompt!r} marks a subject with {{}}, but none is given; where {{}} is text, "
+                "give subject and subject_span"
+            )
         return prompt, None
     if not subject.strip():
         raise RequestError(f"subject of {prompt!r} is empty")

@@ -5,16 +5,15 @@ is read once, and a model that routes by its prompt is scored as it is used.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from kedit_core.reading import goes_on, reach_past_pads, takes
 from kedit_core.tokens import check_context
 
 Ids = tuple[int, ...]
@@ -151,10 +150,11 @@ def up_to(ends: Collection[int], ids: Ids) -> list[int]:
 class _Prefilled:
     """Prompts in a KV cache, right-padded."""
 
+    ids: Tensor  # (rows, tokens)
     lengths: Tensor  # (rows,)
     mask: Tensor  # (rows, tokens)
     logits: Tensor  # (rows, vocabulary) after the last token of each prompt
-    cache: Any
+    cache: Any  # None of a model that cannot read on from one: it reads everything anew
 
 
 def _by_turns(asked: Mapping[Ids, Sequence[Ids]]) -> Iterator[tuple[list[Ids], int]]:
@@ -180,7 +180,7 @@ def _batches(model: nn.Module, prompts: Sequence[Ids], more: int) -> Iterator[li
         prompts: all of them.
         more: tokens, at the most, that will be read after a prompt.
     """
-    reach = _reach_past_pads(model)
+    reach = reach_past_pads(model)
     batch: list[Ids] = []
     for prompt in sorted(prompts, key=len):
         width = len(prompt)
@@ -191,29 +191,6 @@ def _batches(model: nn.Module, prompts: Sequence[Ids], more: int) -> Iterator[li
         batch.append(prompt)
     if batch:
         yield batch
-
-
-def _reach_past_pads(model: nn.Module) -> float:
-    """Return up to how many tokens pads between a prompt and its answer do no harm to a model.
-
-    Full attention masks them out. A sliding window counts them as places, a recurrent state takes
-    them in, and a model that is told no positions (ALiBi) counts them as distance: such models read
-    prompts of different lengths apart.
-    """
-    config = getattr(model, "config", None)
-    if config is None or not _takes(model, "position_ids"):
-        return 0
-    windows = [getattr(config, "window_size", None) or float("inf")]  # GPT-Neo's, in no cache
-    for layer in DynamicCache(config=config).layers:
-        if type(layer) is DynamicSlidingWindowLayer:
-            windows.append(layer.sliding_window)
-        elif type(layer) is not DynamicLayer:
-            windows.append(0)
-    return min(windows)
-
-
-def _takes(model: nn.Module, argument: str) -> bool:
-    return argument in inspect.signature(model.forward).parameters
 
 
 def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -233,13 +210,15 @@ def _prefill(model: nn.Module, prompts: Sequence[Ids]) -> _Prefilled:
     lengths = mask.sum(1)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     ends, place = torch.unique(lengths - 1, return_inverse=True)
-    wanted = {"logits_to_keep": ends} if _takes(model, "logits_to_keep") else {}
+    wanted = {"logits_to_keep": ends} if takes(model, "logits_to_keep") else {}
     output = model(
         input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **wanted
     )
     rows = torch.arange(len(prompts), device=ids.device)
     logits = output.logits[rows, place.to(rows.device) if wanted else lengths - 1]
-    return _Prefilled(lengths=lengths, mask=mask, logits=logits, cache=output.past_key_values)
+    cache = getattr(output, "past_key_values", None)
+    cache = cache if goes_on(cache) else None
+    return _Prefilled(ids=ids, lengths=lengths, mask=mask, logits=logits, cache=cache)
 
 
 def _extend(
@@ -251,19 +230,20 @@ def _extend(
     """
     cache = state.cache if last else copy.deepcopy(state.cache)
     mask = torch.cat([state.mask, torch.ones_like(ids)], dim=1)
-    steps = torch.arange(ids.shape[1], device=ids.device)
-    positions = state.lengths[:, None] + offset + steps
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-    )
-    after = _Prefilled(
-        lengths=state.lengths, mask=mask, logits=state.logits, cache=output.past_key_values
-    )
-    return output.logits, after
+    whole = torch.cat([state.ids, ids], dim=1)
+    if cache is None:
+        output = model(input_ids=whole, attention_mask=mask, use_cache=False)
+    else:
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        output = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=state.lengths[:, None] + offset + steps,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache = output.past_key_values
+    return output.logits[:, -ids.shape[1] :], evolve(state, ids=whole, mask=mask, cache=cache)
 
 
 def _score(

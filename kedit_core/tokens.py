@@ -2,14 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 from attrs import field, frozen
 
+from kedit_core.chats import as_turn
 from kedit_core.errors import RequestError
 
-_PLACEHOLDER = "⟦kedit⟧"
+Ids = tuple[int, ...]
+
+_ANY_TEXT = "a"
+_NEUTRAL = ("\n", ".", "a")  # what a continuation may be tokenised behind
 
 
 @frozen(kw_only=True)
@@ -20,13 +24,17 @@ class Encoded:
         text: as it was given, before any chat template.
         ids: (tokens,).
         offsets: (tokens,) characters of ``text`` that each token covers, [start, end); tokens of
-            the
-            template and special tokens cover nothing.
+            the template and special tokens cover nothing.
+        read: the whole text that the ids stand for, the chat template around it included.
+        lead: in a chat, the blanks between what is read and the answer; None outside chats, where
+            each request has its joiner.
     """
 
     text: str
-    ids: tuple[int, ...]
+    ids: Ids
     offsets: tuple[tuple[int, int], ...] = field(repr=False)
+    read: str = field(repr=False)
+    lead: str | None = field(default=None, repr=False)
 
     def last_token_of(self, span: tuple[int, int]) -> int:
         """Return the position of the last token that covers the last character of ``span``.
@@ -44,6 +52,9 @@ class Encoded:
 def encode(tokenizer: Any, texts: Sequence[str], chat: bool = False) -> list[Encoded]:
     """Return the token ids of each text and the characters that each token covers.
 
+    Special tokens that the tokenizer puts before a text are there, those that it puts after one are
+    not: an end-of-text token has no place between a prompt and its answer.
+
     Args:
         tokenizer: of the model.
         texts: as a user would type them.
@@ -57,23 +68,53 @@ def encode(tokenizer: Any, texts: Sequence[str], chat: bool = False) -> list[Enc
     return [_encode(tokenizer, text, chat) for text in texts]
 
 
-def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> tuple[int, ...]:
+def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> Ids:
     """Return the ids of ``target`` as it continues ``prompt``, joiner included.
 
     They are taken from the joint text when its ids begin with the prompt's, else from the target
-    alone, so that prompt ids + target ids is what the model reads either way.
+    alone, so that prompt ids + target ids is what the model reads either way. In a chat the template
+    says what stands before an answer, so blanks that ``target`` begins with give way to that.
+
+    Args:
+        tokenizer: of the model.
+        prompt: as :func:`encode` read it.
+        target: what shall follow it.
 
     Raises:
         RequestError: the target tokenises to nothing.
     """
-    joint = tuple(tokenizer(prompt.text + target)["input_ids"])
+    if prompt.lead is not None:
+        target = prompt.lead + target.lstrip()
+    joint = ids_of(tokenizer, prompt.read + target, special=prompt.lead is None)
     if joint[: len(prompt.ids)] == prompt.ids:
         ids = joint[len(prompt.ids) :]
     else:
-        ids = tuple(tokenizer(target, add_special_tokens=False)["input_ids"])
+        ids = _continuation(tokenizer, prompt.ids, target)
     if not ids:
         raise RequestError(f"target {target!r} tokenises to nothing")
     return ids
+
+
+def ids_of(tokenizer: Any, text: str, *, special: bool = True) -> Ids:
+    """Return the ids of a text, without the special tokens that a tokenizer puts after every text.
+
+    Args:
+        tokenizer: of the model.
+        text: as the model shall read it.
+        special: with those that the tokenizer puts before it.
+    """
+    ids = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+    after = _added(tokenizer)[1] if special else ()
+    return ids[: len(ids) - len(after)] if after and ids[-len(after) :] == after else ids
+
+
+def beginning_of(tokenizer: Any) -> Ids:
+    """Return the special tokens that a tokenizer puts before every text.
+
+    Args:
+        tokenizer: of the model.
+    """
+    return _added(tokenizer)[0]
 
 
 def context_of(model: Any) -> int:
@@ -96,52 +137,88 @@ def check_context(model: Any, tokens: int) -> None:
 
 
 def _encode(tokenizer: Any, text: str, chat: bool) -> Encoded:
-    rendered, shift = _rendered(tokenizer, text) if chat else (text, 0)
-    ids, offsets = _ids_and_offsets(tokenizer, rendered, special=not chat)
+    turn = as_turn(tokenizer, text) if chat else None
+    read, shift = (turn.rendered, turn.shift) if turn else (text, 0)
+    first, last = turn.shown if turn else (0, len(text))
+    ids = ids_of(tokenizer, read, special=not chat)
+    offsets = _offsets(tokenizer, read, ids, special=not chat)
     # A token may reach over the edge: the blank that a template sets before the text joins its word.
-    clipped = ((max(start - shift, 0), min(end - shift, len(text))) for start, end in offsets)
+    clipped = ((max(start - shift, first), min(end - shift, last)) for start, end in offsets)
     inside = tuple((start, end) if start < end else (0, 0) for start, end in clipped)
-    return Encoded(text=text, ids=tuple(ids), offsets=inside)
+    lead = turn.lead if turn else None
+    return Encoded(text=text, ids=ids, offsets=inside, read=read, lead=lead)
 
 
-def _rendered(tokenizer: Any, text: str) -> tuple[str, int]:
-    """Return the chat template around a text, and the place of the text in it."""
-    rendered = _render(tokenizer, text)
-    # Looked for where another text of the same turn starts: the template may use the same words.
-    shift = _render(tokenizer, _PLACEHOLDER).find(_PLACEHOLDER)
-    if shift < 0 or not rendered.startswith(text, shift):
-        raise RequestError(f"the chat template does not show the prompt {text!r} as it is")
-    return rendered, shift
+def _added(tokenizer: Any) -> tuple[Ids, Ids]:
+    """Return the special tokens that a tokenizer puts before and after every text."""
+    bare = tokenizer(_ANY_TEXT, add_special_tokens=False)["input_ids"]
+    whole = tuple(tokenizer(_ANY_TEXT)["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == tuple(bare):
+            return whole[:start], whole[start + len(bare) :]
+    return (), ()
 
 
-def _render(tokenizer: Any, text: str) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise RequestError("this tokenizer has no chat template; leave chat out")
-    turns = [{"role": "user", "content": text}]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    # A template is a program of its author's; it may raise what it likes.
-    except Exception as error:
-        raise RequestError(f"the chat template fails on {text!r}: {error}") from error
+def _continuation(tokenizer: Any, before: Ids, text: str) -> Ids:
+    """Return the ids of a text that continues others, though its tokens do not when read with theirs.
+
+    Tokenizers that begin every text with a blank (SentencePiece) would put one here too, so the text is
+    tokenised behind something neutral where that shows.
+    """
+
+    def shown(ids: Ids) -> str:
+        return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+    alone = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    wanted = shown(before) + text
+    if shown(before + alone) == wanted:
+        return alone
+    for neutral in _NEUTRAL:
+        head = tuple(tokenizer(neutral, add_special_tokens=False)["input_ids"])
+        joint = tuple(tokenizer(neutral + text, add_special_tokens=False)["input_ids"])
+        behind = joint[len(head) :]
+        if joint[: len(head)] == head and shown(before + behind) == wanted:
+            return behind
+    return alone
 
 
-def _ids_and_offsets(
-    tokenizer: Any, text: str, *, special: bool
-) -> tuple[list[int], list[tuple[int, int]]]:
+def _offsets(tokenizer: Any, text: str, ids: Ids, *, special: bool) -> list[tuple[int, int]]:
     if tokenizer.is_fast:
         found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        return found["input_ids"], [tuple(offset) for offset in found["offset_mapping"]]
-    ids = tokenizer(text, add_special_tokens=special)["input_ids"]
-    return ids, _cumulative_offsets(tokenizer, text, ids)
+        offsets = [tuple(offset) for offset in found["offset_mapping"]][: len(ids)]
+        return _told_apart(tokenizer, text, ids, offsets)
+    return _cumulative_offsets(tokenizer, text, ids)
 
 
-def _cumulative_offsets(tokenizer: Any, text: str, ids: list[int]) -> list[tuple[int, int]]:
+def _told_apart(
+    tokenizer: Any, text: str, ids: Ids, offsets: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return offsets in which tokens that share several characters are given each its own.
+
+    Unigram tokenizers read a run of characters they do not know as bytes, and say of each byte that it
+    covers the whole run.
+    """
+    found: list[tuple[int, int]] = []
+    for (start, end), group in groupby(range(len(offsets)), key=offsets.__getitem__):
+        places = list(group)
+        reached = [start]
+        for last in places if len(places) > 1 and end - start > 1 else ():
+            shown = tokenizer.decode([ids[place] for place in places if place <= last])
+            whole = text[start:end].startswith(shown)
+            reached.append(max(reached[-1], start + len(shown)) if whole else reached[-1])
+        apart = len(reached) > 1 and reached[-1] == end
+        found += pairwise(reached) if apart else [(start, end)] * len(places)
+    return found
+
+
+def _cumulative_offsets(tokenizer: Any, text: str, ids: Ids) -> list[tuple[int, int]]:
     """Find where each token ends by decoding ever more of them; exact or refused."""
     special = set(tokenizer.all_special_ids)
     plain = [place for place, token in enumerate(ids) if token not in special]
     ends = [0]
     for count in range(1, len(plain) + 1):
-        shown = tokenizer.decode([ids[place] for place in plain[:count]])
+        part = [ids[place] for place in plain[:count]]
+        shown = tokenizer.decode(part, clean_up_tokenization_spaces=False)
         # An unfinished character decodes to the replacement sign: its token ends where the last one
         # did.
         ends.append(len(shown) if text.startswith(shown) else ends[-1])

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from kedit_core.errors import ModelError
 from kedit_core.outputs import first_tensor, replace_first
 
-_PROBE_TOKENS = 3
+_PROBE = (1, 2, 3)
+_OTHER_END = (1, 2, 4)
 _ADDITIVE_TOLERANCE = 2e-2  # of what the block adds, beside the rounding of the stream
+_CAUSAL_TOLERANCE = 1e-4  # of the stream: products of other widths round differently
 
 
 @frozen(kw_only=True)
@@ -71,13 +73,44 @@ def _hooked(model: nn.Module, make: Callable[[str], Callable[..., None]]) -> Ite
 
 
 @torch.no_grad()
-def _short_forward(model: nn.Module) -> None:
+def _short_forward(model: nn.Module, tokens: tuple[int, ...] = _PROBE) -> None:
     device = next(model.parameters()).device
-    ids = torch.arange(1, _PROBE_TOKENS + 1, device=device)[None]  # (1, tokens)
+    ids = torch.tensor([tokens], device=device)  # (1, tokens)
     try:
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     except (TypeError, ValueError) as error:
         raise ModelError(type(model).__name__, f"is no causal decoder ({error})") from error
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor) or logits.shape[:2] != ids.shape:
+        raise ModelError(
+            type(model).__name__,
+            "says nothing about next tokens: it has no language-model head; open it with "
+            "AutoModelForCausalLM",
+        )
+
+
+def is_causal(model: nn.Module, block_path: str) -> bool:
+    """Measure whether what a block says of the first token stays the same when the last one changes.
+
+    Args:
+        model: in ``eval`` mode.
+        block_path: the last block.
+    """
+    seen: list[Tensor] = []
+
+    def record(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(first_tensor(output).reshape(len(_PROBE), -1)[0].double())
+
+    watching = model.get_submodule(block_path).register_forward_hook(record)
+    try:
+        _short_forward(model)
+        _short_forward(model, _OTHER_END)
+    finally:
+        watching.remove()
+    before, after = seen  # (hidden,) each
+    rounding = max(_CAUSAL_TOLERANCE, 2 * torch.finfo(next(model.parameters()).dtype).eps)
+    # Where numbers overflow nothing is known; whoever computes with them says so.
+    return not bool((after - before).norm() > rounding * before.norm())
 
 
 def is_additive(

@@ -1,12 +1,16 @@
 """A model as methods find it, and as they must leave it."""
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
 from kedit_core.interrupts import uninterrupted
+
+Attachment = tuple[nn.Module, str, Any]
+"""What hangs on a module: the module, the name of its table of hooks, and the hook's id; or the module,
+``forward`` and the function in the place of its own."""
 
 _HOOKS = (
     "_forward_hooks",
@@ -17,18 +21,26 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+_FORWARD = "forward"
+_COMPILED = "_compiled_call_impl"
 
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
     """Lend the model out in ``eval`` mode and without ``requires_grad``, and put it back as it was.
 
-    Mode, ``requires_grad`` and gradients of every module are restored, whatever happens inside.
+    What ``compile()`` put into its modules is out too: hooks may not fire in a compiled graph. Mode,
+    ``requires_grad`` and gradients of every module are restored, whatever happens inside.
     """
+    compiled = [
+        (module, graph) for module in model.modules() if (graph := vars(module).get(_COMPILED))
+    ]
     training = [(module, module.training) for module in model.modules()]
     gradients = [(one, one.requires_grad, one.grad) for one in model.parameters()]
     with uninterrupted() as gate:
         try:
+            for module, _ in compiled:
+                setattr(module, _COMPILED, None)
             model.eval()
             model.requires_grad_(False)
             for parameter, _, _ in gradients:
@@ -41,28 +53,66 @@ def at_rest(model: nn.Module) -> Iterator[None]:
             for parameter, wanted, gradient in gradients:
                 parameter.requires_grad_(wanted)
                 parameter.grad = gradient
+            for module, graph in compiled:
+                setattr(module, _COMPILED, graph)
+
+
+def attachments(model: nn.Module) -> dict[Attachment, Any]:
+    """Return everything that hangs on the modules of a model, in order: hooks and replaced forwards.
+
+    Not the hooks that transformers uses to collect hidden states: it hangs them up when they are
+    first asked for, remembers that it did, and never again looks whether they are there.
+    """
+    found: dict[Attachment, Any] = {}
+    for module in model.modules():
+        own = vars(module)
+        for name in _HOOKS:
+            for key, hook in (own.get(name) or {}).items():
+                if not collects_for_transformers(hook):
+                    found[module, name, key] = hook
+        if _FORWARD in own:
+            found[module, _FORWARD, own[_FORWARD]] = own[_FORWARD]
+    return found
+
+
+def collects_for_transformers(hook: Any) -> bool:
+    """Tell whether a hook is one with which transformers collects hidden states."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.utils.")
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Lend the model out ``at_rest``, and take away every hook that is left in it.
+def untouched(model: nn.Module, moving: Callable[[], set[Attachment]] = set) -> Iterator[None]:
+    """Lend the model out ``at_rest``, and take away every hook and forward that is left in it.
 
-    Not for a block in which memories go out and in again, as when the unedited model is asked:
-    their hooks are new ones afterwards.
+    Args:
+        model: to lend out.
+        moving: returns what belongs to memories that may go out and come back inside the block, as
+            when the unedited model is asked: that is left as it is.
     """
-    hooks = [
-        (module, name, OrderedDict(found))
-        for module in model.modules()
-        for name in _HOOKS
-        if (found := getattr(module, name, None)) is not None
-    ]
+    before, moved = attachments(model), moving()
     with uninterrupted() as gate:
         try:
             with at_rest(model), gate.open():
                 yield
         finally:
-            for module, name, found in hooks:
-                held = getattr(module, name)
-                if held.keys() != found.keys():
-                    held.clear()
-                    held.update(found)
+            now, returned = attachments(model), moving()
+            wanted = before
+            if returned != moved:
+                wanted = {key: hook for key, hook in before.items() if key not in moved}
+                wanted |= {key: hook for key, hook in now.items() if key in returned}
+            if list(wanted) != list(now):
+                _attach(model, wanted)
+
+
+def _attach(model: nn.Module, wanted: dict[Attachment, Any]) -> None:
+    """Make ``wanted`` all that hangs on the modules of a model."""
+    for module, name, key in attachments(model):
+        if name == _FORWARD:
+            del vars(module)[_FORWARD]
+        else:
+            del vars(module)[name][key]
+    for (module, name, key), hook in wanted.items():
+        if name == _FORWARD:
+            vars(module)[_FORWARD] = hook
+        else:
+            vars(module)[name][key] = hook

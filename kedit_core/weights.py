@@ -10,7 +10,7 @@ change out evaluates the function without it, so rounding never accumulates and 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 
 import torch
@@ -19,18 +19,19 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from kedit_core.deltas import Delta, Dense, LowRank, Part, SideMemory
-from kedit_core.digests import digest, fingerprint
+from kedit_core.digests import digest, fingerprint, sampled_digest
 from kedit_core.errors import DeltaError, ModelError
 from kedit_core.interrupts import uninterrupted
 from kedit_core.layout import ModelLayout, layout_of
+from kedit_core.parameters import check_plain, check_untied
 from kedit_core.reports import Applied
 from kedit_core.sums import Sums, joined
+from kedit_core.wrapped import inner_model
 
 Write = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Fill ``out`` with cast(base + left @ right): out and base (out_features, in_features), never added to."""
 
 _CASTS = (torch.float32, torch.bfloat16, torch.float16)
-_EDITABLE = (*_CASTS, torch.float64)  # an 8-bit float means nothing without its scale
 
 
 @frozen(eq=False)
@@ -42,21 +43,28 @@ class _Entry:
 
 
 class Weights:
-    """What holds the originals of a model's edited weights and the changes in force."""
+    """What holds the originals of a model's edited weights and the changes in force.
 
-    def __init__(self, model: nn.Module, *, allow_tied: bool = False) -> None:
-        """Watch over ``model``; with ``allow_tied`` a tied weight may be edited, both its uses change."""
-        self._model = model
+    Attributes:
+        memories_out: takes what is beside the weights out of the model for a block; who puts it in says how.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, allow_tied: bool = False, layout: Mapping[str, str] | None = None
+    ) -> None:
+        """Watch over ``model``; ``allow_tied`` lets tied weights change, ``layout`` overrides what is found."""
+        self._model, self._layout = inner_model(model), layout
         self._allow_tied = allow_tied
         self._originals: dict[str, Tensor] = {}
         self._entries: list[_Entry] = []
         self._sums = Sums()
         self._base_digests: dict[str, dict[str, str]] = {}
+        self.memories_out: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @cached_property
     def layout(self) -> ModelLayout:
         """Return where the pieces of the model are, traced once."""
-        return layout_of(self._model)
+        return layout_of(self._model, self._layout)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,12 +85,19 @@ class Weights:
         return self._oriented(weight, self._parameter(weight).detach())
 
     def base_digests(self, weight: str) -> dict[str, str]:
-        """Return the digests of a parameter's original, as stored and cast to the usual dtypes."""
+        """Return the digests of a parameter's original, as stored and cast to the usual dtypes.
+
+        ``""`` is the whole model, of whose parameters a sample is taken: what memories are made for.
+        """
         if weight not in self._base_digests:
-            base = self.base_of(weight)
-            kinds = dict.fromkeys((base.dtype, *_CASTS))
-            found = {str(kind).removeprefix("torch."): digest(base.to(kind)) for kind in kinds}
-            self._base_digests[weight] = found
+            first = weight or next(name for name, _ in self._model.named_parameters())
+            base = self.base_of(first)
+            self._base_digests[weight] = {
+                str(kind).removeprefix("torch."): digest(base.to(kind))
+                if weight
+                else sampled_digest(self._model, self._originals, kind)
+                for kind in dict.fromkeys((base.dtype, *_CASTS))
+            }
         return dict(self._base_digests[weight])
 
     def written_digests(self, delta: Delta) -> dict[str, str]:
@@ -100,10 +115,11 @@ class Weights:
         """
         for part in delta.weights():
             self._check_part(part)
-            recorded = delta.provenance.base.get(part.weight)
-            if recorded and not self._is_base(part.weight, recorded):
+        for path, recorded in delta.provenance.base.items():
+            if recorded and not self._is_base(path, recorded):
+                differs = f"{path} differs" if path else "a sample of its weights differs"
                 raise DeltaError(
-                    f"delta {delta.id}", f"it was computed for another model: {part.weight} differs"
+                    f"delta {delta.id}", f"it was computed for another model: {differs}"
                 )
 
     def add(self, delta: Delta, *, write: Write | None = None) -> Applied:
@@ -128,12 +144,11 @@ class Weights:
     @contextmanager
     def temporarily(self, parts: Iterable[Part]) -> Iterator[None]:
         """Show the model with ``parts`` written on top, and put it back at the end."""
-        matrices = [part for part in parts if not isinstance(part, SideMemory)]
+        matrices = self._named(part for part in parts if not isinstance(part, SideMemory))
         for part in matrices:
             self._check_part(part)
-        entry = _Entry(self._named(matrices))
-        entries = list(self._entries)
-        before = {path: self._parameter(path).detach().clone() for path in _paths([entry])}
+        entry, entries = _Entry(matrices), list(self._entries)
+        before = self._as_they_are([entry])
         with uninterrupted() as gate:
             try:
                 self._entries.append(entry)
@@ -146,10 +161,10 @@ class Weights:
 
     @contextmanager
     def original(self) -> Iterator[None]:
-        """Show the unedited model inside the block."""
+        """Show the unedited model inside the block, its memories taken out too."""
         entries = list(self._entries)
-        edited = {path: self._parameter(path).detach().clone() for path in _paths(entries)}
-        with uninterrupted() as gate:
+        edited = self._as_they_are(entries)
+        with self.memories_out(), uninterrupted() as gate:
             try:
                 self._copy_in({path: self._originals[path] for path in edited})
                 with gate.open():
@@ -229,8 +244,6 @@ class Weights:
             raise DeltaError(path, "the model has no such parameter") from None
 
     def _named(self, parts: Iterable[LowRank | Dense]) -> tuple[LowRank | Dense, ...]:
-        if not self._allow_tied:
-            return tuple(parts)
         return tuple(evolve(part, weight=self._name_of(part.weight)) for part in parts)
 
     def _name_of(self, path: str) -> str:
@@ -242,35 +255,21 @@ class Weights:
 
     def _oriented(self, path: str, tensor: Tensor) -> Tensor:
         """Return a weight as (out_features, in_features); the module's type decides, never the shape."""
-        module = self._model.get_submodule(path.rpartition(".")[0])
-        return tensor.t() if isinstance(module, Conv1D) else tensor
+        conv1d = isinstance(self._model.get_submodule(path.rpartition(".")[0]), Conv1D)
+        return tensor.t() if conv1d else tensor
 
     def _check_part(self, part: LowRank | Dense) -> None:
         parameter = self._parameter(part.weight)
-        if parameter.device.type == "meta":
-            raise ModelError(
-                part.weight,
-                "its values are not in memory (meta or offloaded), so it cannot be edited",
-            )
-        if parameter.dtype not in _EDITABLE or parameter.ndim != 2:
-            raise ModelError(
-                part.weight, f"is no plain matrix ({parameter.dtype}, {parameter.ndim} dimensions)"
-            )
+        check_plain(part.weight, parameter)
+        if parameter.ndim != 2:
+            raise ModelError(part.weight, f"is no plain matrix ({parameter.ndim} dimensions)")
         if not self._allow_tied:
-            self._check_untied(part.weight, parameter)
+            check_untied(self._model, part.weight)
         shape = tuple(self._oriented(part.weight, parameter).shape)
         if part.shape != shape:
             raise DeltaError(
                 part.weight, f"the update is {part.shape}, the weight {shape} (out, in)"
             )
-
-    def _check_untied(self, path: str, parameter: nn.Parameter) -> None:
-        for other, found in self._model.named_parameters(remove_duplicate=False):
-            if found is parameter and other != path:
-                raise ModelError(
-                    path,
-                    f"is tied to {other}, an edit would change both; allow_tied=True permits it",
-                )
 
     def _is_base(self, weight: str, recorded: Mapping[str, str]) -> bool:
         """Compare this original with a recorded one in the dtype of either, which comes first in both."""
@@ -279,6 +278,9 @@ class Weights:
             own.get(kind) == recorded.get(kind, "none")
             for kind in (next(iter(own)), next(iter(recorded)))
         )
+
+    def _as_they_are(self, entries: Iterable[_Entry]) -> dict[str, Tensor]:
+        return {path: self._parameter(path).detach().clone() for path in _paths(entries)}
 
     def _show_again(self, values: dict[str, Tensor], entries: Sequence[_Entry]) -> None:
         """Copy weights back as they were with ``entries``; write them anew when others are in force."""

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kedit_core.progress import Progress
 from kedit_core.reports import Applied, Scope
 from kedit_core.requests import EditBatch, EditRequest
 from kedit_core.stack import Stack
-from kedit_core.untouched import untouched
+from kedit_core.untouched import Attachment, attachments, untouched
 from kedit_core.weights import Weights
 
 
@@ -43,6 +44,8 @@ class Workshop:
         self._plugins, self._model, self._tokenizer = plugins, model, tokenizer
         self._weights, self._cache, self._progress = weights, cache, progress
         self.stack = Stack(self._apply, self.replaces)
+        self._attached: dict[str, set[Attachment]] = {}
+        weights.memories_out = self._without_memories
 
     def config_for(self, method: str, source: Any) -> Any:
         """Return a method's settings: its defaults, over them a preset for this model, over it the user's.
@@ -85,7 +88,7 @@ class Workshop:
         with (
             self.stack.without(lambda delta: hides and delta.method == method),
             self._weights.unchanged(),
-            untouched(self._model),
+            untouched(self._model, self._of_memories),
         ):
             found = self._plugins.call(
                 "compute_delta",
@@ -124,7 +127,12 @@ class Workshop:
         if made.after != tuple(delta.id for delta in before):
             return
         now = self._weights.written_digests(newest)
-        differing = [name for name, digest in made.written.items() if now.get(name) != digest]
+        # No id covers the provenance: a file may name weights there that the delta does not touch.
+        differing = [
+            name
+            for name, found in now.items()
+            if made.base.get(name) and made.written.get(name, found) != found
+        ]
         base = {name: self._weights.base_digests(name) for name in differing}
         same_dtype = [
             name for name in differing if next(iter(base[name])) == next(iter(made.base[name]))
@@ -160,6 +168,7 @@ class Workshop:
     def _apply(self, delta: Delta) -> Applied:
         cls = self._plugins.info(delta.method).config
         config: Any = load_config(cls, delta.provenance.config, where=f"delta {delta.id}")
+        before = attachments(self._model)
         applied = self._plugins.call(
             "apply_delta",
             delta.method,
@@ -171,7 +180,17 @@ class Workshop:
         )
         if not isinstance(applied, Applied):
             raise DeltaError(f"delta {delta.id}", f"method {delta.method!r} did not apply it")
+        self._attached[delta.id] = attachments(self._model).keys() - before
         return applied
+
+    def _of_memories(self) -> set[Attachment]:
+        """Return what the deltas in force hung on the model's modules."""
+        held = {delta.id for delta in self.stack.in_force()}
+        self._attached = {name: found for name, found in self._attached.items() if name in held}
+        return set().union(*self._attached.values())
+
+    def _without_memories(self) -> AbstractContextManager[None]:
+        return self.stack.without(lambda delta: not self.writes(delta.method))
 
     def asked_by(self, delta: Delta) -> Asked:
         """Return what was asked when a delta was computed; of a memory only what came with it."""

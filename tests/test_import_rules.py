@@ -7,11 +7,14 @@ import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TEMPLATE = ROOT / "kedit_core" / "template"
+GRACE = ROOT / "tests" / "third_party" / "kedit-grace"
 LIBRARIES = {"kedit_locate", "kedit_memory"}
 HEAVY = {"torch", "transformers", "numpy", "triton", "safetensors", "tokenizers"}
 OPTIONAL = {"triton"}
@@ -21,15 +24,17 @@ OPTIONAL = {"triton"}
 class Package:
     """One distribution of this repository, read from its folder."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, room: str = "") -> None:
         self.name = name
         self.source = folder / name
         self.project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
-        self.room = "core" if folder == ROOT else folder.parent.name
+        self.room = room or ("core" if folder == ROOT else folder.parent.name)
 
     @property
     def modules(self) -> list[Path]:
-        return sorted(self.source.rglob("*.py"))
+        """Return its modules; the template that core carries is a package of its own."""
+        carried = TEMPLATE.rglob("*.py") if self.room == "core" else ()
+        return sorted(set(self.source.rglob("*.py")) - set(carried))
 
     @property
     def entry_points(self) -> dict[str, str]:
@@ -37,13 +42,16 @@ class Package:
 
     @property
     def dependencies(self) -> dict[str, str]:
-        found = (re.match(r"([\w.-]+)(.*)", one) for one in self.project["dependencies"])
+        extras = self.project.get("optional-dependencies", {}).values()
+        declared = [*chain(*extras), *self.project["dependencies"]]
+        found = (re.match(r"([\w.-]+)(.*)", one) for one in declared)
         return {match[1]: match[2].strip() for match in found if match}
 
     @property
     def may_import(self) -> set[str]:
         """Return the kedit packages that this one may import, its own among them."""
-        libraries = LIBRARIES if self.room != "core" and self.name not in LIBRARIES else set()
+        alone = self.room in ("core", "example") or self.name in LIBRARIES
+        libraries = set() if alone else LIBRARIES
         return {self.name, "kedit_core"} | libraries
 
 
@@ -57,9 +65,14 @@ def packages() -> list[Package]:
 
 
 PACKAGES = packages()
-
+EXAMPLES = [Package(TEMPLATE, "my_package", "example"), Package(GRACE, "kedit_grace", "example")]
+"""What strangers start from: held to the rules for code, but no distributions of ours."""
+STRANGERS = [one for one in PACKAGES if one.room == "contrib"] + EXAMPLES
 
 each_package = pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+each_source = pytest.mark.parametrize(
+    "package", [*PACKAGES, *EXAMPLES], ids=lambda package: package.name
+)
 
 
 def offenders(package: Package, look: Callable[[Path], Collection[object]]) -> dict[str, object]:
@@ -120,7 +133,7 @@ def test_every_folder_of_plugins_and_contrib_is_looked_at():
     assert all(package.modules for package in PACKAGES)
 
 
-@each_package
+@each_source
 def test_a_package_imports_only_what_its_room_may(package):
     def look(path):
         ours = {top(name) for name in imported(ast.walk(tree_of(path)))}
@@ -129,7 +142,7 @@ def test_a_package_imports_only_what_its_room_may(package):
     assert offenders(package, look) == {}
 
 
-@each_package
+@each_source
 def test_a_package_names_no_module_in_a_string_that_it_may_not_import(package):
     pattern = re.compile(r"(kedit_\w+)(?:\.\w+)*(?::\w+)?")
 
@@ -146,7 +159,7 @@ def test_core_knows_no_other_package_not_even_in_a_string_or_a_comment():
     assert offenders(core, lambda path: others.findall(path.read_text(encoding="utf-8"))) == {}
 
 
-@each_package
+@each_source
 def test_what_begins_with_an_underscore_stays_in_its_package(package):
     def look(path):
         foreign = {
@@ -159,9 +172,7 @@ def test_what_begins_with_an_underscore_stays_in_its_package(package):
     assert offenders(package, look) == {}
 
 
-@pytest.mark.parametrize(
-    "package", [one for one in PACKAGES if one.room == "contrib"], ids=lambda package: package.name
-)
+@pytest.mark.parametrize("package", STRANGERS, ids=lambda package: package.name)
 def test_a_stranger_reaches_into_no_object_of_ours(package):
     def look(path):
         return {
@@ -175,7 +186,7 @@ def test_a_stranger_reaches_into_no_object_of_ours(package):
     assert offenders(package, look) == {}
 
 
-@each_package
+@each_source
 def test_every_import_is_declared_by_the_package_that_makes_it(package):
     declared = {name.replace("-", "_") for name in package.dependencies}
     known = {*sys.stdlib_module_names, package.name, *OPTIONAL, *declared}
@@ -191,7 +202,7 @@ def test_every_import_is_declared_by_the_package_that_makes_it(package):
 def light_modules() -> list[Path]:
     """Return the modules that are imported before any model is touched."""
     found = []
-    for package in PACKAGES:
+    for package in [*PACKAGES, *EXAMPLES]:
         for target in package.entry_points.values():
             folder = package.source.parent.joinpath(*target.split("."))
             found.append(folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py"))
@@ -210,7 +221,7 @@ def test_nor_does_anything_that_they_import_in_turn():
         ".".join(path.relative_to(package.source.parent).with_suffix("").parts)
         for package in PACKAGES
         for path in light_modules()
-        if path.is_relative_to(package.source)
+        if path in package.modules
     ]
     names = [name.removesuffix(".__init__") for name in names]
     code = (
@@ -224,7 +235,7 @@ def test_nor_does_anything_that_they_import_in_turn():
 # --- how large things may grow ---------------------------------------------------------------------
 
 
-@each_package
+@each_source
 def test_a_module_is_at_most_300_lines(package):
     def look(path):
         lines = len(path.read_text(encoding="utf-8").splitlines())
@@ -233,7 +244,7 @@ def test_a_module_is_at_most_300_lines(package):
     assert offenders(package, look) == {}
 
 
-@each_package
+@each_source
 def test_a_function_fits_a_screen_of_50_lines(package):
     def look(path):
         return {
@@ -246,7 +257,7 @@ def test_a_function_fits_a_screen_of_50_lines(package):
     assert offenders(package, look) == {}
 
 
-@each_package
+@each_source
 def test_a_module_is_called_after_what_it_holds(package):
     vague = {"utils", "util", "helpers", "common", "base", "manager"}
     assert offenders(package, lambda path: {path.stem.strip("_")} & vague) == {}
@@ -261,7 +272,7 @@ def test_all_versions_are_in_lockstep():
     assert {package.project["version"] for package in PACKAGES} == {kedit_core.__version__}
 
 
-@each_package
+@each_source
 def test_a_package_requires_its_siblings_from_this_version_to_the_next(package):
     major, minor = package.project["version"].split(".")[:2]
     wanted = f">={major}.{minor},<{major}.{int(minor) + 1}"
@@ -272,7 +283,7 @@ def test_a_package_requires_its_siblings_from_this_version_to_the_next(package):
     assert set(siblings.values()) <= {wanted}
 
 
-@each_package
+@each_source
 def test_a_package_is_typed_and_says_so(package):
     assert (package.source / "py.typed").is_file()
 

@@ -1,30 +1,43 @@
 """The command line: ``kedit``."""
 
 import sys
+import warnings
 from io import TextIOWrapper
+from typing import Any
 
 from kedit_core.errors import KeditError
 from kedit_core.plugins import Plugins
 
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``kedit`` and exit: 0 done, 1 a check failed, 2 the user's error in one sentence."""
-    from rich.console import Console
-
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         # Where a terminal or a pipe cannot show a letter, its number is better than a traceback.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        _run(Plugins.installed(), given)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn  # type: ignore[assignment]
+            _run(Plugins.installed(), given)
     except KeditError as error:
-        console = Console(stderr=True, highlight=False, emoji=False)
-        console.print(f"kedit: {error}", markup=False, soft_wrap=True)
+        tell(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("kedit: interrupted; nothing was left half done")
-        sys.exit(130)
+        tell("interrupted; nothing was left half done")
+        sys.exit(_INTERRUPTED)
+
+
+def tell(sentence: str) -> None:
+    """Print one line on stderr, in kedit's name."""
+    from rich.console import Console
+
+    line = " ".join(sentence.splitlines())
+    Console(stderr=True, highlight=False, emoji=False).print(
+        f"kedit: {line}", markup=False, soft_wrap=True
+    )
 
 
 def _run(plugins: Plugins, arguments: list[str]) -> None:
@@ -35,6 +48,37 @@ def _run(plugins: Plugins, arguments: list[str]) -> None:
 
         show_methods(plugins, as_json="--json" in arguments)
         return
+    import typer
+
     from kedit_core.cli.app import application
 
-    application(plugins, arguments[0] if arguments else None)(arguments, prog_name="kedit")
+    # Typer keeps its own copy of click, and of these classes only BadParameter has a public name.
+    complaint: Any = typer.BadParameter.__mro__[2]
+    try:
+        app = application(plugins, arguments[0] if arguments else None)
+        code = app(arguments, prog_name="kedit", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except complaint as error:
+        _tell_misuse(error)
+        sys.exit(error.exit_code)
+    if code == _INTERRUPTED:
+        raise KeyboardInterrupt  # Typer makes an exit code of it
+    sys.exit(code if type(code) is int else 0)
+
+
+def _tell_misuse(error: Any) -> None:
+    """Say what is wrong with a command line; without any command the help has been shown already."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    what = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "kedit"
+    what = (what[:1].lower() + what[1:]).replace(". Did you mean", "; did you mean")
+    tell(f"{what}{'' if what.endswith('?') else ';'} see {command} --help")
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any) -> None:
+    kind = "" if issubclass(category, UserWarning) else f"{category.__name__}: "
+    tell(f"warning: {kind}{message}")

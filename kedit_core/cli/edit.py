@@ -4,17 +4,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from kedit_core.cli import tell
 from kedit_core.cli.opening import (
     Chat,
     Deltas,
     Device,
     Dtype,
     Json,
+    Layout,
     Limit,
     Model,
     Requests,
+    named_pieces,
     open_editor,
     read,
 )
@@ -46,6 +48,7 @@ def run(
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file of settings.")] = None,
     limit: Limit = None,
     chat: Chat = False,
+    layout: Layout = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -59,11 +62,13 @@ def run(
     except OSError as error:
         raise DeltaError(str(out), f"cannot be written ({error.strerror})") from None
     given = merged(read_mapping(config) if config else {}, parse_settings(settings or []))
-    editor = open_editor(
-        plugins, model, delta, dtype, device, method=method, config=given or None, chat=chat
-    )
+    options = {"method": method, "config": given or None, "chat": chat}
+    options["layout"] = named_pieces(layout)
+    editor = open_editor(plugins, model, delta, dtype, device, **options)
+    _check_all(editor, asked, info)
     prompts = [request.prompt for request in asked]
     before = editor.complete(prompts)
+    _note_known(asked, before)
     made = _edit_all(editor, asked, info, out)
     rows = list(zip(asked, before, editor.complete(prompts), strict=True))
     if as_json:
@@ -72,14 +77,34 @@ def run(
         _show(model, out, rows)
 
 
+def _check_all(editor: Any, asked: list[EditRequest], info: MethodInfo) -> None:
+    """See that every edit can be made before the first one is."""
+    from kedit_core.computing import check_model, check_requests
+
+    seen: set[str] = set()
+    for request in asked:
+        check_requests([request], info, editor.deltas)
+        if request.id in seen:
+            raise RequestError(f"request {request.id} ({request.prompt!r}) is given twice")
+        seen.add(request.id)
+    check_model(editor.model, editor.tokenizer, asked, chat=editor.chat)
+
+
+def _note_known(asked: list[EditRequest], before: list[str]) -> None:
+    """Say which edits ask for what the model says anyway; they are made all the same."""
+    for request, said in zip(asked, before, strict=True):
+        if _says(said, request.target_new):
+            tell(f"note: the model says {request.target_new!r} after {request.prompt!r} already")
+
+
+def _says(text: str, target: str) -> bool:
+    """Tell whether a text begins with a target, and the target ends where a word does."""
+    rest = text[len(target) :]
+    return text.startswith(target) and not (target[-1].isalnum() and rest[:1].isalnum())
+
+
 def _edit_all(editor: Any, asked: list[EditRequest], info: MethodInfo, out: Path) -> list[Any]:
     """Edit everything, and save what is done also when something stops it."""
-    from kedit_core.computing import check_requests
-
-    for number, request in enumerate(asked):
-        check_requests([request], info, editor.deltas)
-        if request.id in {earlier.id for earlier in asked[:number]}:
-            raise RequestError(f"request {request.id} ({request.prompt!r}) is given twice")
     batches = [asked] if info.batched else [[request] for request in asked]
     made: list[Any] = []
     try:
@@ -90,10 +115,8 @@ def _edit_all(editor: Any, asked: list[EditRequest], info: MethodInfo, out: Path
     finally:
         if made:
             editor.save(out)
-        if len(made) < len(batches):
-            console = Console(stderr=True, highlight=False)
-            done = f"{len(made)} of {len(batches)} edits are saved in {out}"
-            console.print(f"kedit: stopped; {done if made else 'no edit was made'}", markup=False)
+        if 0 < len(made) < len(batches):
+            tell(f"stopped; {len(made)} of {len(batches)} edits are saved in {out}")
     return made
 
 

@@ -1,5 +1,6 @@
 """``kedit evaluate``: judge a model, with or without deltas."""
 
+import re
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,8 @@ def run(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Names joined by commas; options as NAME:key=value, e.g. perplexity:text=FILE."
+            help="Names joined by commas; options as NAME:key=value, e.g. perplexity:text=FILE. "
+            'A value with a comma stands in double quotes: perplexity:text="a,b.txt".'
         ),
     ] = None,
     limit: Limit = None,
@@ -56,11 +58,16 @@ def run(
 
 
 def _metrics(text: str) -> dict[str, dict[str, Any]]:
-    """Return the metrics that an option names: ``a,b:key=value`` with any number of ``:key=value``."""
+    """Return the metrics that an option names: ``a,b:key=value`` with any number of ``:key=value``.
+
+    Inside double quotes a comma ends nothing, and a colon only begins an option where a name and ``=``
+    follow it: paths may hold both.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for one in text.split(","):
-        name, *options = one.strip().split(":")
-        found[name] = parse_settings(options)
+    for one in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', text):
+        name, colon, rest = one.strip().partition(":")
+        options = re.split(r':(?=[\w.]+=)(?=(?:[^"]*"[^"]*")*[^"]*$)', rest) if colon else []
+        found[name] = parse_settings(options, "--metrics")
     return found
 
 

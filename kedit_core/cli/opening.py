@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kedit_core.errors import KeditError, RequestError
+from kedit_core.errors import KeditError, ModelError, RequestError
 from kedit_core.plugins import Plugins
 from kedit_core.requests import EditRequest
 
@@ -31,6 +31,14 @@ Dtype = Annotated[
     typer.Option("--dtype", help="float32, bfloat16, float16; default: the checkpoint's."),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="For example cpu or cuda:0.")]
+Layout = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layout",
+        help="PIECE=PATH of a piece that is not found by itself, for example "
+        "down=model.layers.{}.mlp.w2; repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -64,6 +72,21 @@ def open_editor(
     for path in deltas or ():
         editor.load(path)
     return editor
+
+
+def named_pieces(layout: list[str] | None) -> dict[str, str] | None:
+    """Return the paths of ``--layout`` by piece, or None when there is none.
+
+    Raises:
+        ModelError: one is not of the form PIECE=PATH.
+    """
+    found: dict[str, str] = {}
+    for given in layout or ():
+        piece, sign, path = given.partition("=")
+        if not (piece and sign and path):
+            raise ModelError("--layout", f"{given!r} is not PIECE=PATH; down=PATH names one")
+        found[piece] = path
+    return found or None
 
 
 def read(plugins: Plugins, source: str, limit: int | None) -> list[EditRequest]:

@@ -360,6 +360,56 @@ def test_the_original_shows_inside_the_block_and_the_edit_after_it(
     assert len(editor.deltas) == 1
 
 
+def _looker(*, leaves: bool) -> ModuleType:
+    """Return a method of weights that compares the model with the unedited one, and may leave a hook."""
+    module = ModuleType("looker")
+    module.said = []
+
+    @hookimpl
+    def method_info():
+        return MethodInfo(name="looker", summary="fake", kind="weights")
+
+    @hookimpl
+    def compute_delta(model, tokenizer, batch, weights):
+        ids = tokenizer(batch.requests[0].prompt, return_tensors="pt")
+        module.said.append(model(**ids).logits)
+        with weights.original():
+            module.said.append(model(**ids).logits)
+        if leaves:
+            model.lm_head.register_forward_hook(lambda *_: None)
+        down = weights.layout.down_of(0)
+        left, right = torch.ones(down.out_features, 1), torch.ones(1, down.in_features)
+        part = LowRank(weight=down.weight, left=0.01 * left, right=0.01 * right)
+        return Delta(method="looker", requests=batch.requests, parts=[part])
+
+    module.method_info, module.compute_delta = method_info, compute_delta
+    return module
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_method_that_asks_for_the_unedited_model_sees_it_without_memories(
+    edit_with, facts, plugins, tiny, tokenizer, state_of, leaves
+):
+    looker = _looker(leaves=leaves)
+    plugins.register(looker)
+    editor = edit_with("memory")
+    plain = state_of(editor.model)
+    first, second, third = facts(3)
+    held = editor.edit(first)
+    mine = editor.model.lm_head.register_forward_hook(lambda *_: None)
+    added = editor.edit(second, method="looker")
+    ids = tokenizer(second.prompt, return_tensors="pt")
+    assert torch.equal(looker.said[1], tiny("llama")(**ids).logits)
+    assert not torch.equal(looker.said[0], looker.said[1])
+    editor.edit(third)  # the memory is replaced, so its hooks are still the editor's to take off
+    editor.undo()
+    editor.undo(added.id)
+    assert editor.deltas == (held,)
+    mine.remove()
+    editor.undo()
+    assert state_of(editor.model) == plain
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_judging_inside_the_original_block_judges_the_unedited_model(
     edit_with, facts, logits, method
@@ -517,10 +567,11 @@ def test_saving_without_edits_gives_a_file_that_loads_as_none(edit_with, tmp_pat
     assert edit_with().load(tmp_path / "none.kedit") == ()
 
 
+@pytest.mark.parametrize("method", ["writer", "memory"])
 def test_edits_of_another_model_are_refused_and_nothing_changes(
-    edit_with, facts, tmp_path, state_of
+    edit_with, facts, tmp_path, state_of, method
 ):
-    editor = edit_with()
+    editor = edit_with(method)
     editor.edit(facts(1)[0])
     editor.save(tmp_path / "edits.kedit")
     for other in (edit_with(seed=1), edit_with(family="gpt2")):
@@ -533,8 +584,9 @@ def test_edits_of_another_model_are_refused_and_nothing_changes(
         edit_with(seed=1).load(tmp_path / "edits.kedit")
 
 
-def test_edits_made_in_float32_fit_the_same_model_in_bfloat16(edit_with, facts, tmp_path):
-    editor, other = edit_with(), edit_with(dtype=torch.bfloat16)
+@pytest.mark.parametrize("method", ["writer", "memory"])
+def test_edits_made_in_float32_fit_the_same_model_in_bfloat16(edit_with, facts, tmp_path, method):
+    editor, other = edit_with(method), edit_with(method, dtype=torch.bfloat16)
     editor.edit(facts(1)[0])
     editor.save(tmp_path / "edits.kedit")
     assert len(other.load(tmp_path / "edits.kedit")) == 1
@@ -873,6 +925,35 @@ def test_hooks_modes_and_gradients_that_a_method_leaves_behind_are_cleared(
     assert state_of(model) == state
     mine.remove()
     assert state_of(model) != state
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_can_be_asked_for_during_an_edit_and_after_it(
+    edit_with, facts, plugins, tokenizer, family
+):
+    module = ModuleType("asker")
+
+    @hookimpl
+    def method_info():
+        return MethodInfo(name="asker", summary="fake", kind="weights")
+
+    @hookimpl
+    def compute_delta(model, tokenizer, batch, weights):
+        ids = tokenizer(batch.requests[0].prompt, return_tensors="pt")
+        hidden = model(**ids, output_hidden_states=True).hidden_states[1][0, -1]
+        down = weights.layout.down_of(0)
+        left, right = hidden.float()[:, None], torch.ones(1, down.in_features)
+        part = LowRank(weight=down.weight, left=0.01 * left, right=right)
+        return Delta(method="asker", requests=batch.requests, parts=[part])
+
+    module.method_info, module.compute_delta = method_info, compute_delta
+    plugins.register(module)
+    editor = edit_with("asker", family)
+    editor.edit(facts(1)[0])
+    ids = tokenizer(facts(1)[0].prompt, return_tensors="pt")
+    # transformers collects them by hooks that it hangs up once, inside the edit.
+    assert len(editor.model(**ids, output_hidden_states=True).hidden_states) == 3
+    editor.edit(facts(2)[1])
 
 
 def test_weights_that_a_method_wrote_itself_go_with_its_failure(

@@ -1,14 +1,14 @@
 """The pieces of a model are found by running it, whatever its family calls them."""
 
 import inspect
+from copy import deepcopy
 
 import pytest
 import torch
-from attrs import frozen
 from torch import nn
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
+    AutoModel,
+    AutoModelForSequenceClassification,
     GPT2Config,
     T5Config,
     T5ForConditionalGeneration,
@@ -16,127 +16,7 @@ from transformers import (
 
 from kedit_core import ModelLayout, layout_of
 from kedit_core.errors import ModelError
-
-LAYERS, WIDTH = 3, 32
-
-
-@frozen
-class Family:
-    """Where a family keeps its pieces (`specs/ecosystem.md` §1.2, 1.3), relative to a layer."""
-
-    layers: str
-    down: str | None
-    attention: str
-    out: str
-    norm: str
-    additive: bool = True
-    parallel: bool = False
-    returns_tuple: bool = False
-    conv1d: bool = False
-    tied: bool = False
-    experts: str | None = None
-
-
-def llama_like(**flags):
-    return Family(
-        "model.layers", "mlp.down_proj", "self_attn", "self_attn.o_proj", "model.norm", **flags
-    )
-
-
-FAMILIES = {
-    "gpt2": Family(
-        "transformer.h", "mlp.c_proj", "attn", "attn.c_proj", "transformer.ln_f",
-        conv1d=True, tied=True,
-    ),
-    "gptj": Family(
-        "transformer.h", "mlp.fc_out", "attn", "attn.out_proj", "transformer.ln_f",
-        parallel=True, returns_tuple=True,
-    ),
-    "gpt_neo": Family(
-        "transformer.h", "mlp.c_proj", "attn", "attn.attention.out_proj", "transformer.ln_f",
-        returns_tuple=True, tied=True,
-    ),
-    "gpt_neox": Family(
-        "gpt_neox.layers", "mlp.dense_4h_to_h", "attention", "attention.dense",
-        "gpt_neox.final_layer_norm", parallel=True,
-    ),
-    "llama": llama_like(),
-    "mistral": llama_like(),
-    "qwen2": llama_like(),
-    "qwen3": llama_like(),
-    "gemma": llama_like(tied=True),
-    "gemma2": llama_like(tied=True, additive=False),
-    "gemma3_text": llama_like(tied=True, additive=False),
-    "phi": Family(
-        "model.layers", "mlp.fc2", "self_attn", "self_attn.dense", "model.final_layernorm",
-        parallel=True,
-    ),
-    "phi3": llama_like(),
-    "opt": Family(
-        "model.decoder.layers", "fc2", "self_attn", "self_attn.out_proj",
-        "model.decoder.final_layer_norm", tied=True,
-    ),
-    "bloom": Family(
-        "transformer.h", "mlp.dense_4h_to_h", "self_attention", "self_attention.dense",
-        "transformer.ln_f", returns_tuple=True, tied=True,
-    ),
-    "falcon": Family(
-        "transformer.h", "mlp.dense_4h_to_h", "self_attention", "self_attention.dense",
-        "transformer.ln_f", parallel=True, returns_tuple=True, tied=True,
-    ),
-    "olmo2": llama_like(additive=False),
-    "stablelm": llama_like(),
-    "mixtral": Family(
-        "model.layers", None, "self_attn", "self_attn.o_proj", "model.norm", experts="mlp.experts"
-    ),
-}  # fmt: skip
-
-PLAIN = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-USUAL = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 48,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "head_dim": 8,
-    **PLAIN,
-}
-OLD = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": 4, "n_positions": 64, **PLAIN}
-SIZES = {
-    "gpt2": OLD,
-    "gptj": {**OLD, "rotary_dim": 4},
-    "gpt_neo": {
-        "hidden_size": WIDTH,
-        "num_layers": LAYERS,
-        "num_heads": 4,
-        "attention_types": [[["global"], LAYERS]],
-        "max_position_embeddings": 64,
-        **PLAIN,
-    },
-    "bloom": {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": 4, **PLAIN},
-    "falcon": {
-        "hidden_size": WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        **PLAIN,
-    },
-    "opt": {
-        "hidden_size": WIDTH,
-        "ffn_dim": 48,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "word_embed_proj_dim": WIDTH,
-        "max_position_embeddings": 64,
-        **PLAIN,
-    },
-}
-
-
-def build(family, **changes):
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family, **{**SIZES.get(family, USUAL), **changes})
-    return AutoModelForCausalLM.from_config(config).eval()
+from tests.families import FAMILIES, LAYERS, WIDTH, build
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -160,8 +40,7 @@ def test_the_pieces_of_a_family_are_found(name):
     assert model.get_submodule(layout.embedding) is model.get_input_embeddings()
     measured = (layout.parallel, layout.layer_returns_tuple, layout.conv1d, layout.tied)
     assert measured == (family.parallel, family.returns_tuple, family.conv1d, family.tied)
-    if family.down:
-        assert layout.additive is family.additive
+    assert layout.additive is family.additive
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.down])
@@ -333,12 +212,60 @@ def test_what_is_no_decoder_is_refused_in_one_sentence():
     with pytest.raises(ModelError, match="no config"):
         layout_of(nn.Linear(2, 2))
     small = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_heads": 2, "vocab_size": 16}
-    with pytest.raises(ModelError, match="no causal decoder"):
+    with pytest.raises(ModelError, match="an encoder-decoder and no causal decoder"):
         layout_of(T5ForConditionalGeneration(T5Config(num_layers=2, **small)).eval())
     stranger = nn.Linear(2, 2)
     stranger.config = GPT2Config(n_layer=5)
     with pytest.raises(ModelError, match="5 decoder layers"):
         layout_of(stranger)
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_model_whose_tokens_see_later_ones_is_refused_and_as_a_decoder_taken(family):
+    with pytest.raises(ModelError, match="no causal decoder: its tokens see those after them"):
+        layout_of(build(family))
+    decoder = build(family, is_decoder=True)
+    layout = layout_of(decoder)
+    assert layout.additive is False
+    assert layout.down_of(0).path == f"{family}.encoder.layer.0.output.dense"
+
+
+@pytest.mark.parametrize("headed", [AutoModel, AutoModelForSequenceClassification])
+def test_a_model_without_a_language_model_head_is_refused_with_what_to_do(headed):
+    model = headed.from_config(build("llama").config).eval()
+    with pytest.raises(ModelError, match="no language-model head; open it with AutoModelForCausal"):
+        layout_of(model)
+
+
+class Routed(nn.Module):
+    """A mixture of experts as models wrote it before they stacked weights: a list of MLPs."""
+
+    def __init__(self):
+        super().__init__()
+        one = [nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, WIDTH)]
+        self.experts = nn.ModuleList(nn.Sequential(*deepcopy(one)) for _ in range(3))
+
+    def forward(self, hidden):
+        return self.experts[1](hidden)
+
+
+def test_experts_in_a_list_are_no_dense_mlp():
+    model = build("llama")
+    model.model.layers[1].mlp = Routed()
+    layout = layout_of(model)
+    assert layout.layers[1].experts == "model.layers.1.mlp.experts"
+    assert layout.layers[1].down is None
+    with pytest.raises(ModelError, match="mixture of experts"):
+        layout.down_of(1)
+    assert layout.down_of(0).path == "model.layers.0.mlp.down_proj"
+    assert layout.additive is True
+
+
+def test_without_a_dense_mlp_nothing_is_said_of_additivity():
+    assert layout_of(build("mamba")).additive is None
+    assert layout_of(build("mixtral")).additive is None
+    with pytest.raises(ModelError, match="it has no MLP"):
+        layout_of(build("mamba")).down_of(0)
 
 
 def test_a_layout_is_a_value_and_shows_itself_briefly():

@@ -44,9 +44,13 @@ def test_a_span_chooses_among_several_occurrences():
     assert request.subject_span == (0, 1)
 
 
-def test_without_a_subject_braces_are_text():
-    request = EditRequest(prompt="def f(): return {}", target_new="x")
-    assert (request.prompt, request.subject_span) == ("def f(): return {}", None)
+def test_a_mark_without_a_subject_is_refused_and_other_braces_are_text():
+    with pytest.raises(RequestError, match=r"marks a subject with \{\}, but none is given"):
+        EditRequest(prompt="def f(): return {}", target_new="x")
+    request = EditRequest(prompt="def f(): return {0}", target_new="x")
+    assert (request.prompt, request.subject_span) == ("def f(): return {0}", None)
+    spanned = EditRequest(prompt="def f(): {}", subject="f", subject_span=(4, 5), target_new="x")
+    assert spanned.prompt == "def f(): {}"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ from transformers import (
     Gemma2ForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MptConfig,
@@ -48,6 +52,13 @@ def _built(family, tiny):
                     **ENDS,
                 )
             )
+        case "mamba":  # keeps no keys and values
+            model = MambaForCausalLM(MambaConfig(**SIZES, **ENDS, state_size=4))
+        case "jamba":  # keeps some, and a recurrent state
+            kinds = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
+            sizes = {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+            state = {"mamba_d_state": 4, "mamba_dt_rank": 4}
+            model = JambaForCausalLM(JambaConfig(**SIZES, **ENDS, **kinds, **sizes, **state))
         case "mpt":  # ALiBi over the places of a row, pads counted
             model = MptForCausalLM(
                 MptConfig(d_model=16, n_layers=2, n_heads=2, vocab_size=64, max_seq_len=64)
@@ -55,9 +66,9 @@ def _built(family, tiny):
     return model.double().eval()
 
 
-# The last three compute in float32 somewhere, whatever the model's dtype.
+# The others compute in float32 somewhere, whatever the model's dtype.
 TOLERANCE = {"gpt2": 1e-10, "llama": 1e-10, "mistral": 1e-10}
-LOOSE = dict.fromkeys(("gemma2", "gpt_neo", "mpt"), 1e-5)
+LOOSE = dict.fromkeys(("gemma2", "gpt_neo", "mpt", "mamba", "jamba"), 1e-5)
 FAMILIES = {**TOLERANCE, **LOOSE}
 
 

@@ -4,10 +4,14 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from kedit_core.errors import RequestError
 from kedit_core.requests import EditRequest
-from kedit_core.tokens import Encoded, encode, encode_target
+from kedit_core.tokens import Encoded, beginning_of, encode, encode_target
+from tests.tokenizing import metaspace_tokenizer
 
 TEXTS = ["User: Paris is the capital of France", "Paris is in France, München is in Germany"]
-CHAT = "<s>User: {{ messages[0]['content'] }}\nAssistant:"
+CHAT = (
+    "<s>User: {{ messages[0]['content'] }}\nAssistant:"
+    "{% if messages|length > 1 %} {{ messages[1]['content'] }}{% endif %}"
+)
 AWKWARD = [
     "Paris is the capital of",
     " Paris",
@@ -21,7 +25,7 @@ AWKWARD = [
 ]
 
 
-def bytes_tokenizer(chat_template=None, *, start=False):
+def bytes_tokenizer(chat_template=None, *, start=False, end=False):
     """Return a fast tokenizer of byte pairs, as GPT-2's, trained on a few words."""
     rules = Tokenizer(models.BPE())
     rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,20 +39,30 @@ def bytes_tokenizer(chat_template=None, *, start=False):
         show_progress=False,
     )
     rules.train_from_iterator(TEXTS * 5, trainer)
-    if start:
+    if start or end:
+        added = f"{'<s> ' * start}$A{' <s>' * end}"
         rules.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 0)]
+            single=added, special_tokens=[("<s>", 0)]
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=rules, bos_token="<s>", chat_template=chat_template
     )
 
 
-@pytest.fixture(scope="module", params=["fast", "fast with a start", "without offsets"])
+TOKENIZERS = {
+    "fast": bytes_tokenizer,
+    "fast with a start": lambda: bytes_tokenizer(start=True),
+    "fast with an end": lambda: bytes_tokenizer(end=True),
+    "fast with both": lambda: bytes_tokenizer(start=True, end=True),
+    "without offsets": ByT5Tokenizer,
+    "metaspace": metaspace_tokenizer,
+    "unigram": lambda: metaspace_tokenizer(unigram=True),
+}
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
 def any_tokenizer(request):
-    if request.param == "without offsets":
-        return ByT5Tokenizer()
-    return bytes_tokenizer(start=request.param == "fast with a start")
+    return TOKENIZERS[request.param]()
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +76,31 @@ def one(tokenizer, text, chat=False) -> Encoded:
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_the_ids_are_those_of_the_tokenizer(any_tokenizer, text):
-    assert list(one(any_tokenizer, text).ids) == any_tokenizer(text)["input_ids"]
+def test_the_ids_are_those_of_the_tokenizer_without_what_it_puts_behind_a_text(any_tokenizer, text):
+    ids = one(any_tokenizer, text).ids
+    given = any_tokenizer(text)["input_ids"]
+    bare = any_tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert list(ids) == given[: len(ids)]
+    assert list(ids[-len(bare) :]) == bare
+    assert ids[: len(ids) - len(bare)] == beginning_of(any_tokenizer)
+
+
+@pytest.mark.parametrize("name", ["fast with an end", "fast with both", "without offsets"])
+def test_an_end_of_text_that_the_tokenizer_adds_is_neither_in_a_prompt_nor_in_an_answer(name):
+    tokenizer = TOKENIZERS[name]()
+    prompt = one(tokenizer, "Paris is in")
+    end = tokenizer("a")["input_ids"][-1]
+    assert end in tokenizer.all_special_ids
+    assert prompt.ids[-1] != end
+    target = encode_target(tokenizer, prompt, " France")
+    assert end not in target
+    assert [*prompt.ids, *target, end] == tokenizer("Paris is in France")["input_ids"]
+
+
+def test_an_end_of_text_that_the_user_wrote_stays():
+    tokenizer = bytes_tokenizer(end=True)
+    assert one(tokenizer, "Paris<s>").ids[-1] == tokenizer.bos_token_id
+    assert len(one(tokenizer, "Paris<s>").ids) == len(one(tokenizer, "Paris").ids) + 1
 
 
 @pytest.mark.parametrize("text", AWKWARD)
@@ -81,6 +118,10 @@ def test_the_tokens_that_cover_something_cover_every_character_in_order(any_toke
 def test_a_character_is_found_at_the_token_that_completes_it(any_tokenizer, text):
     found = one(any_tokenizer, text)
     special = set(any_tokenizer.all_special_ids)
+    whole = any_tokenizer.decode([one for one in found.ids if one not in special])
+    if whole != text:  # a ▁ stands before every text, so a blank before one is lost
+        assert whole == text.lstrip()
+        return
     for place in range(len(text)):
         last = found.last_token_of((place, place + 1))
         upto = [token for token in found.ids[: last + 1] if token not in special]
@@ -161,8 +202,7 @@ def test_in_a_chat_a_subject_at_the_edge_is_found_though_its_token_holds_the_tem
     ("template", "complaint"),
     [
         (None, "this tokenizer has no chat template; leave chat out"),
-        ("{{ messages[0]['content'] | trim }}", "does not show the prompt ' Paris' as it is"),
-        ("{{ messages[0]['content'] | upper }}", "does not show the prompt"),
+        ("{{ messages[0]['content'] | upper }}", "does not show the prompt ' Paris' as it is"),
         ("hello", "does not show the prompt"),
         ("{{ raise_exception('only tools may speak') }}", "only tools may speak"),
         ("{{ messages[0]['content'", "the chat template fails"),
@@ -184,6 +224,17 @@ def test_prompt_and_target_together_are_what_the_model_reads_of_the_joint_text(a
     assert not set(target) & set(any_tokenizer.all_special_ids)
 
 
+@pytest.mark.parametrize("name", ["metaspace", "unigram"])
+@pytest.mark.parametrize("target", ["France", "日本", "s", "is France"])
+@pytest.mark.parametrize("prompt", ["Paris is in ", "Par", "In:"])
+def test_no_blank_slips_in_where_a_tokenizer_would_begin_a_text_with_one(name, prompt, target):
+    tokenizer = TOKENIZERS[name]()
+    read = one(tokenizer, prompt)
+    ids = encode_target(tokenizer, read, target)
+    plain = [token for token in read.ids if token not in tokenizer.all_special_ids]
+    assert tokenizer.decode([*plain, *ids]) == prompt + target
+
+
 def test_a_target_that_would_merge_with_the_prompt_leaves_the_prompt_as_it_was(chatty):
     prompt = one(chatty, "Par")
     assert tuple(chatty("Paris")["input_ids"])[: len(prompt.ids)] != prompt.ids
@@ -199,7 +250,9 @@ def test_a_target_behind_a_chat_stands_in_the_assistants_turn(chatty):
 
 def test_a_target_of_several_scripts_keeps_every_byte(any_tokenizer):
     prompt = one(any_tokenizer, "Say")
-    assert any_tokenizer.decode(encode_target(any_tokenizer, prompt, " 日本 😀")) == " 日本 😀"
+    target = encode_target(any_tokenizer, prompt, " 日本 😀")
+    plain = [token for token in prompt.ids if token not in any_tokenizer.all_special_ids]
+    assert any_tokenizer.decode([*plain, *target]) == "Say 日本 😀"
 
 
 def test_a_target_of_no_token_is_refused(chatty):

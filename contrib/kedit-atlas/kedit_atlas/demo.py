@@ -5,6 +5,7 @@ everything, and says where the deltas lie.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from kedit_core import Editor, EditRequest, EvalReport, Plugins
+from kedit_core import Editor, EditRequest, EvalReport, KeditError, Plugins
+from kedit_core.cli import tell
 from kedit_core.cli.screen import quiet_transformers
 from kedit_core.digests import state_digest
 from kedit_core.request_files import record_of
@@ -32,10 +34,14 @@ def run(method: str = "rome", out: Path | None = None) -> None:
     Args:
         method: name of an installed method.
         out: folder for the delta files; by default a new temporary one.
+
+    Raises:
+        KeditError: no such method is installed, or it cannot be used.
     """
     torch.set_num_threads(1)  # models this small are slower on several
     console = Console(highlight=False, emoji=False)
     plugins = Plugins.installed()
+    plugins.info(method)  # an unknown one is said before anything else
     folder = out if out is not None else Path(mkdtemp(prefix="kedit-demo-"))
     console.print(
         f"\n[bold]kedit demo[/bold]: {len(_SUBJECTS)} facts rewritten by {method} in two small language "
@@ -165,5 +171,14 @@ def _show_next(console: Console, folder: Path, method: str) -> None:
         console.print(f"  .venv/bin/{line}", markup=False, soft_wrap=True)
 
 
+def main() -> None:
+    """Run the demo and exit: 0 all was restored, 1 it was not, 2 the user's error in one sentence."""
+    try:
+        typer.run(run)
+    except KeditError as error:
+        tell(str(error))
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    typer.run(run)
+    main()

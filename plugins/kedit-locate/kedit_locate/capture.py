@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from kedit_core.errors import ModelError
 from kedit_core.outputs import first_tensor, replace_first
+from kedit_core.reading import reach_past_pads
 
 
 class _Enough(Exception):  # noqa: N818
@@ -17,9 +20,16 @@ class _Enough(Exception):  # noqa: N818
 def replaced_output(
     model: nn.Module, path: str, change: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Replace the hidden states that a module returns by ``change`` of them inside the block."""
+    """Replace the hidden states that a module returns by ``change`` of them inside the block.
+
+    Raises:
+        ModelError: the block ended and the module had not run.
+    """
+    ran = False
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        nonlocal ran
+        ran = True
         return replace_first(output, change(first_tensor(output)))
 
     handle = model.get_submodule(path).register_forward_hook(hook)
@@ -27,6 +37,8 @@ def replaced_output(
         yield
     finally:
         handle.remove()
+    if not ran:
+        raise _did_not_run(path)
 
 
 def inputs_of(
@@ -42,6 +54,9 @@ def inputs_of(
 
     Returns:
         Per path the input (rows, tokens, in_features), in the model's dtype.
+
+    Raises:
+        ModelError: one of them did not run.
     """
     seen: dict[str, Tensor] = {}
 
@@ -57,10 +72,35 @@ def inputs_of(
     handles = [model.get_submodule(path).register_forward_pre_hook(record(path)) for path in paths]
     try:
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        seen_by = behind_rows(model, mask)
+        model(input_ids=ids, attention_mask=seen_by, position_ids=positions, use_cache=False)
     except _Enough:
         pass
     finally:
         for handle in handles:
             handle.remove()
+    for path in paths:
+        if path not in seen:
+            raise _did_not_run(path)
     return seen
+
+
+def behind_rows(model: nn.Module, mask: Tensor) -> Tensor:
+    """Return a mask for rows that have pads behind them only: by causality those change nothing.
+
+    Where a sliding window holds nothing but pads it must not mask them: attention over nothing is no
+    number, and spreads.
+
+    Args:
+        model: that reads the rows.
+        mask: (rows, tokens).
+    """
+    return mask if mask.shape[1] <= reach_past_pads(model) else torch.ones_like(mask)
+
+
+def _did_not_run(path: str) -> ModelError:
+    return ModelError(
+        path,
+        "did not run in a forward; a fused kernel may stand in its place: open the model with "
+        "use_kernels=False",
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kedit_core.errors import KeditError
 from kedit_core.progress import Progress
+from kedit_core.tokens import beginning_of
 from kedit_locate.sampling import sample, start_token
 
 _ROWS = 64  # sampled side by side
@@ -106,6 +107,6 @@ def _sampled(
 def _cut(tokenizer: Any, text: str, tokens: int, length: int) -> tuple[Tensor, ...]:
     # Long texts make transformers warn about the context length; passages keep to it.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
-    first = tokenizer("", add_special_tokens=True)["input_ids"]
+    first = beginning_of(tokenizer)
     step = length - len(first)
     return tuple(torch.tensor([*first, *ids[at : at + step]]) for at in range(0, len(ids), step))

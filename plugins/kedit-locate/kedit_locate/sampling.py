@@ -46,13 +46,13 @@ def sample(
             past_key_values=cache,
             use_cache=True,
         )
-        cache = output.past_key_values
+        cache = getattr(output, "past_key_values", None)
         logits = output.logits[:, -1].float().cpu()  # (rows, vocabulary)
         if top_k is not None:
             logits, choices = logits.topk(min(top_k, logits.shape[1]))
         drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)  # (rows, 1)
         if top_k is not None:
             drawn = choices.gather(1, drawn)
-        fed = drawn.to(ids.device)
-        ids = torch.cat([ids, fed], dim=1)
+        ids = torch.cat([ids, drawn.to(ids.device)], dim=1)
+        fed = ids if cache is None else ids[:, -1:]
     return ids

@@ -73,16 +73,33 @@ def factorise(moment: Tensor) -> Metric:
     raise ModelError("the second moment of the keys", "cannot be factorised")
 
 
-def ridge_update(keys: Tensor, residuals: Tensor, metric: Metric, penalty: float) -> Factors:
+def ridge_update(
+    keys: Tensor,
+    residuals: Tensor,
+    metric: Metric,
+    penalty: float,
+    past: Tensor | None = None,
+) -> Factors:
     """Return the update that trades residuals against disturbance (MEMIT, eq. 14 of arXiv:2210.07229).
+
+    With ``past`` keys Kₚ the metric is M = (λ C + Kₚ Kₚᵀ)⁻¹: what earlier edits wrote at them is worth
+    keeping as much as what this one writes. With fixed keys and absolute values a stream of such
+    updates is then the one batch of all its edits (recursive least squares).
 
     Args:
         keys: (requests, in_features).
         residuals: (requests, out_features).
         metric: of the layer.
         penalty: λ, at least 0; 0 meets the residuals exactly and needs independent keys.
+        past: (earlier keys, in_features), or None.
     """
     whitened = metric.whiten(keys)  # (requests, in_features)
+    if past is not None and len(past):
+        earlier = metric.whiten(past)  # (earlier keys, in_features)
+        held = past.double() @ earlier.T
+        held = held + penalty * torch.eye(len(past), dtype=held.dtype, device=held.device)
+        cross = past.double() @ whitened.T  # (earlier keys, requests)
+        whitened = whitened - torch.linalg.solve(held, cross).T @ earlier
     gram = keys.double() @ whitened.T  # (requests, requests)
     gram = gram + penalty * torch.eye(len(keys), dtype=gram.dtype, device=gram.device)
     right = torch.linalg.solve(gram, whitened)

@@ -69,7 +69,7 @@ def test_chat_rows_place_the_subject_in_the_rendered_text(tokenizer, fact, monke
         assert shown.startswith("<u> ")
         assert shown.endswith("Danielle Darrieux")
     whole = tokenizer.decode([*rows.rewrites[1].ids, rows.rewrites[1].target[-1]])
-    assert whole == f"<u> She was. {fact.prompt} </u><a> English"
+    assert whole == f"<u> She was. {fact.prompt} </u><a>English"
 
 
 def test_an_edit_without_a_subject_is_refused(tokenizer):

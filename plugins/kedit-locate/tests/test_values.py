@@ -4,6 +4,18 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
+)
 
 from kedit_core import EditRequest, KeditError, encode, layout_of
 from kedit_core.digests import state_digest
@@ -305,3 +317,99 @@ def test_a_loss_that_is_no_number_is_refused_instead_of_called_done(model, token
         model.get_parameter(f"{site_of(model, 2)}.weight").fill_(float("nan"))
     with pytest.raises(KeditError, match="not finite"):
         search_one(model, edit_rows(tokenizer, fact, PREFIXES), Search(), site)
+
+
+# Models that pads between prefix and suffix would mislead.
+
+
+def misled(family):
+    """Return a float64 model for which a pad is not nothing, its window shorter than the rows below."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.3}
+    usual = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    match family:
+        case "a sliding window":
+            heads = {"num_key_value_heads": 1, "intermediate_size": 24, "sliding_window": 6}
+            model = MistralForCausalLM(MistralConfig(**shape, **usual, **heads))
+        case "every other layer sliding":
+            heads = {"num_key_value_heads": 1, "intermediate_size": 24, "head_dim": 8}
+            model = Gemma2ForCausalLM(Gemma2Config(**shape, **usual, **heads, sliding_window=6))
+        case "a window that its cache does not know":
+            kinds = {"attention_types": [[["local", "global", "local"], 1]], "window_size": 6}
+            config = GPTNeoConfig(
+                **shape, **kinds, hidden_size=16, num_layers=3, num_heads=2, intermediate_size=24
+            )
+            model = GPTNeoForCausalLM(config)
+        case "distances counted in places":
+            config = MptConfig(d_model=16, n_layers=3, n_heads=2, vocab_size=300, max_seq_len=128)
+            model = MptForCausalLM(config)
+        case "a recurrent state":
+            kinds = {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}
+            state = {"mamba_d_state": 4, "mamba_dt_rank": 4, "num_key_value_heads": 1}
+            config = JambaConfig(**shape, **usual, **kinds, **state, intermediate_size=24)
+            model = JambaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(0.3 / parameter.std())
+    return model.double().eval().requires_grad_(False)
+
+
+# The last ones compute in float32 somewhere, whatever the model's dtype.
+MISLED = {
+    "a sliding window": 1e-9,
+    "every other layer sliding": 1e-4,
+    "a window that its cache does not know": 1e-4,
+    "distances counted in places": 1e-4,
+    "a recurrent state": 1e-4,
+}
+
+
+@pytest.mark.parametrize("kind", MISLED)
+def test_where_pads_would_mislead_the_search_is_that_of_plain_whole_forwards(kind, tokenizer):
+    model, close = misled(kind), MISLED[kind]
+    rows = edit_rows(tokenizer, FACTS[0], PREFIXES)
+    assert len({row.lookup for row in rows.rewrites}) > 1
+    assert max(len(row.ids) for row in rows.rewrites) > 6
+    search = Search(steps=5, lr=0.05, clamp=0.6, decay=0.3, kl=0.5, stop=0.0)
+    base, shift, nll, updates = plain_search(
+        model, site_of(model), tokenizer, FACTS[0], rows, search
+    )
+    found = search_one(model, rows, search)
+    torch.testing.assert_close(found.base[0], base, rtol=0, atol=close)
+    torch.testing.assert_close(found.shift[0], shift, rtol=0, atol=close)
+    assert found.nll[0] == pytest.approx(nll, abs=close)
+    assert found.steps == (updates,)
+    assert found.apart
+
+
+@pytest.mark.parametrize("kind", MISLED)
+def test_where_pads_would_mislead_edits_together_are_the_edits_one_by_one(kind, tokenizer):
+    model, close = misled(kind), MISLED[kind]
+    edits = [edit_rows(tokenizer, fact, PREFIXES[: n + 1]) for n, fact in enumerate(FACTS[:3])]
+    search = Search(steps=5, lr=0.05, clamp=0.6, decay=0.3, kl=0.5, stop=0.0)
+    together = search_values(model, edits, site_of(model), search, Progress())
+    for number, rows in enumerate(edits):
+        found = search_one(model, rows, search)
+        torch.testing.assert_close(together.base[number], found.base[0], rtol=0, atol=close)
+        torch.testing.assert_close(together.shift[number], found.shift[0], rtol=0, atol=close)
+        assert together.nll[number] == pytest.approx(found.nll[0], abs=close)
+
+
+def test_a_window_longer_than_every_row_misleads_nobody(tokenizer):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 100}
+    model = MistralForCausalLM(MistralConfig(**shape, **heads, initializer_range=0.3))
+    model = model.double().eval().requires_grad_(False)
+    rows = edit_rows(tokenizer, FACTS[0], PREFIXES)
+    search = Search(steps=4, lr=0.05, stop=0.0)
+    found = search_one(model, rows, search)
+    assert not found.apart
+    _, shift, nll, _ = plain_search(model, site_of(model), tokenizer, FACTS[0], rows, search)
+    torch.testing.assert_close(found.shift[0], shift, rtol=0, atol=1e-9)
+    assert found.nll[0] == pytest.approx(nll, abs=1e-9)
+
+
+def test_ordinary_models_read_all_rows_together(model, tokenizer, fact):
+    assert not search_one(model, edit_rows(tokenizer, fact, PREFIXES), FREE).apart

@@ -37,6 +37,8 @@ from kedit_rome.config import RomeConfig
 _DEPTH = 0.16
 """Where the layer is, as a share of the depth: between GPT-J's 5 of 28 and Llama's 5 of 32."""
 
+_APART = "read one length at a time: pads between them would change what this model says"
+
 
 def rome(
     model: PreTrainedModel,
@@ -86,7 +88,7 @@ def _written(model: PreTrainedModel, weights: Weights, down: Projection, key: Te
 
 def _notes(layer: int, prefixes: tuple[str, ...], values: Values, ridge: float) -> dict[str, Any]:
     probability = float(torch.tensor(values.nll[0]).neg().exp())
-    return {
+    notes = {
         "layer": layer,
         "prefixes": list(prefixes),
         "steps": values.steps[0],
@@ -94,3 +96,4 @@ def _notes(layer: int, prefixes: tuple[str, ...], values: Values, ridge: float) 
         "target_probability": probability,
         "ridge": ridge,
     }
+    return notes | ({"rows": _APART} if values.apart else {})

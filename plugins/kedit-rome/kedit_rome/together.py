@@ -25,6 +25,8 @@ from kedit_core.errors import DeltaError
 from kedit_core.outputs import first_tensor, replace_first
 from kedit_core.scoring import Answered, Ids
 from kedit_core.untouched import untouched
+from kedit_core.wrapped import inner_model
+from kedit_locate.capture import behind_rows
 from kedit_rome.kernels import per_row_rank_one
 
 
@@ -77,6 +79,7 @@ def score_together(
     last = max(question.delta for question in questions)
     if last >= len(deltas):
         raise IndexError(f"a question names delta {last}, and {len(deltas)} were given")
+    model = inner_model(model)
     updates = _Updates.of(model, deltas)
     found: dict[Asked, Answered] = {}
     with untouched(model):
@@ -176,7 +179,7 @@ def _ask(model: nn.Module, batch: Sequence[Asked], distributions: bool) -> list[
     keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     logits = model(
         input_ids=ids,
-        attention_mask=(positions < lengths[:, None]).long(),
+        attention_mask=behind_rows(model, (positions < lengths[:, None]).long()),
         position_ids=positions.expand_as(ids),
         use_cache=False,
         **({"logits_to_keep": wanted} if keeps else {}),
