@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import typer
+from public_names import public_names
 
 from kedit_atlas.facts_page import facts_page
 from kedit_core import Editor, EditRequest, errors, export_merged, hookimpl, hookspecs, metrics
@@ -150,6 +151,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "command-line.md": command_line,
     "errors.md": error_classes,
     "metrics.md": metric_names,
+    "public-names.md": public_names,
     "atlas-facts.md": lambda: iter([facts_page()]),
 }
 

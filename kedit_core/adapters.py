@@ -60,9 +60,16 @@ def check_modules(model: nn.Module, updates: Updates) -> None:
     """See that an adapter can hold updates of these weights.
 
     Raises:
-        ExportError: a weight is tied, or is none of a linear map.
+        ExportError: a weight is tied, or is none of a linear map, or the model has stacked experts.
     """
     named = list(model.named_parameters(remove_duplicate=False))
+    stacked = next((name for name, found in named if _is_of_experts(model, name, found)), None)
+    if stacked is not None:
+        # deepseek_v3: PEFT 0.21 takes mlp.down_proj for the experts', whatever layer the path names.
+        raise ExportError(
+            stacked,
+            f"holds stacked experts, in whose models PEFT redirects adapters; {_INSTEAD}",
+        )
     for path in updates:
         parameter, module = model.get_parameter(path), model.get_submodule(_module_of(path))
         uses = [name for name, found in named if found is parameter]
@@ -77,6 +84,10 @@ def check_modules(model: nn.Module, updates: Updates) -> None:
                 f"belongs to a module of type {type(module).__name__}, and adapters are for linear "
                 f"maps; {_INSTEAD}",
             )
+
+
+def _is_of_experts(model: nn.Module, path: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 3 and not isinstance(model.get_submodule(_module_of(path)), nn.Conv1d)
 
 
 def rank_for(updates: Updates, wanted: int | None) -> int:

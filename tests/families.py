@@ -17,7 +17,7 @@ from transformers import (
 
 from kedit_core import Editor, EditRequest, ModelLayout, TensorCache, layout_of
 from kedit_core.digests import state_digest
-from kedit_core.errors import KeditError
+from kedit_core.errors import ExportError, KeditError
 from kedit_core.export import export_lora, export_merged
 from kedit_core.scoring import score_answers
 from kedit_core.tokens import encode, encode_target
@@ -208,7 +208,8 @@ class Outcome:
         undone: undo gave every bit back; of a refusal, nothing had changed.
         reloaded: a fresh model with the saved delta loaded has the same logits.
         merged: the exported checkpoint, opened by plain transformers, has every bit of the edited model.
-        adapted: a fresh model with the exported adapter merged by PEFT has every bit of it too.
+        adapted: a fresh model with the exported adapter merged by PEFT has every bit of it too; None
+            where an adapter is refused.
         untouched: NLL of a fact at the end of its prompt, whose edit goes into the last layer that has
             a dense MLP: no later layer hears anything else of it.
         searched: NLL of it that the optimiser saw.
@@ -223,7 +224,7 @@ class Outcome:
     after: float = 0.0
     reloaded: bool = False
     merged: bool = False
-    adapted: bool = False
+    adapted: bool | None = False
     untouched: float = 0.0
     searched: float = 0.0
     written: float = 0.0
@@ -304,15 +305,15 @@ def outcome_of(name: str, folder: Path) -> Outcome:
     )
 
 
-def _exports(editor: Editor, name: str, folder: Path) -> tuple[bool, bool]:
+def _exports(editor: Editor, name: str, folder: Path) -> tuple[bool, bool | None]:
     """Return whether a merged checkpoint and a merged adapter have every bit of the edited model."""
     wanted = state_digest(editor.model)
     export_merged(editor, folder / "merged")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged")
     try:
         export_lora(editor, folder / "lora")
-    except KeditError:
-        return state_digest(merged) == wanted, False
+    except ExportError:
+        return state_digest(merged) == wanted, None
     with warnings.catch_warnings():
         # PEFT asks transformers for a name that it has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

@@ -42,8 +42,8 @@ def row(found: Outcome) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _said(flag: bool) -> str:
-    return "yes" if flag else "no"
+def _said(flag: bool | None) -> str:
+    return "refused" if flag is None else "yes" if flag else "no"
 
 
 def main() -> None:

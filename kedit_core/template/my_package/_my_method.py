@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kedit_core import Applied, Delta, EditBatch, LowRank, Provenance, Weights, encode
-from kedit_core.layout import Projection
 from kedit_core.outputs import first_tensor, replace_first
+from kedit_core.pieces import Projection
 from kedit_core.tokens import encode_target
 from my_package.config import MyMethodConfig
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kedit_core.layout import Projection
+from kedit_core.pieces import Projection
 from kedit_core.tokens import check_context
 from kedit_locate.capture import inputs_of
 from kedit_locate.rows import Row, padded

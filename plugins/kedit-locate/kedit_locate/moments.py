@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kedit_core import TensorCache, Weights
 from kedit_core.digests import tokenizer_fingerprint
-from kedit_core.layout import Projection
+from kedit_core.pieces import Projection
 from kedit_core.progress import Progress
 from kedit_core.untouched import untouched
 from kedit_locate.capture import inputs_of

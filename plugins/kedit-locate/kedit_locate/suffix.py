@@ -93,11 +93,8 @@ def read_prefixes(model: nn.Module, edits: Sequence[EditRows]) -> list[Suffix]:
     lookups = {one.row.lookup for one in rows}
     longest = max(lookups) + max(len(one.row.ids) - one.row.lookup for one in rows)
     if longest <= reach_past_pads(model):
-        return [_read(model, rows)]
-    return [
-        _read(model, [one for one in rows if one.row.lookup == lookup])
-        for lookup in sorted(lookups)
-    ]
+        return _read(model, rows)
+    return _read_apart(model, rows)
 
 
 def run(model: nn.Module, suffix: Suffix) -> Tensor:
@@ -142,12 +139,20 @@ def _weighed(number: int, edit: EditRows) -> list[_Weighed]:
     return [*found, _Weighed(row=edit.anchor, edit=number, share=0.0, anchor=True)]
 
 
-def _read(model: nn.Module, weighed: Sequence[_Weighed]) -> Suffix:
+def _read_apart(model: nn.Module, weighed: Sequence[_Weighed]) -> list[Suffix]:
+    lookups = sorted({one.row.lookup for one in weighed})
+    groups = [[one for one in weighed if one.row.lookup == lookup] for lookup in lookups]
+    return [suffix for group in groups for suffix in _read(model, group)]
+
+
+def _read(model: nn.Module, weighed: Sequence[_Weighed]) -> list[Suffix]:
     device = next(model.parameters()).device
     rows = [one.row for one in weighed]
     cache, starts = _prefixes(model, rows, device)
+    at, *others = {row.lookup - start for row, start in zip(rows, starts, strict=True)}
+    if others:  # whole rows: a shift has one place in a forward
+        return _read_apart(model, weighed)
     alike = len(set(starts)) == 1  # so that all pads are behind the rows
-    at = rows[0].lookup - starts[0]
     before = [row.ids[:start] for row, start in zip(rows, starts, strict=True)]
     after = [row.ids[start:] for row, start in zip(rows, starts, strict=True)]
     (_, before_mask), (ids, mask) = padded(before, device), padded(after, device)
@@ -160,7 +165,7 @@ def _read(model: nn.Module, weighed: Sequence[_Weighed]) -> Suffix:
     def numbers(found: Sequence[int]) -> Tensor:
         return torch.tensor(found, device=device, dtype=torch.long)
 
-    return Suffix(
+    suffix = Suffix(
         ids=ids,
         at=at,
         mask=behind_rows(model, whole_mask) if alike else whole_mask,
@@ -177,6 +182,7 @@ def _read(model: nn.Module, weighed: Sequence[_Weighed]) -> Suffix:
         target=numbers(target),
         share=torch.tensor(share, dtype=exact(next(model.parameters()).dtype), device=device),
     )
+    return [suffix]
 
 
 def _targets(

@@ -1,6 +1,7 @@
 """The search for values, against torch's own Adam on plain whole forwards."""
 
 from contextlib import contextmanager
+from functools import wraps
 
 import pytest
 import torch
@@ -413,3 +414,22 @@ def test_a_window_longer_than_every_row_misleads_nobody(tokenizer):
 
 def test_ordinary_models_read_all_rows_together(model, tokenizer, fact):
     assert not search_one(model, edit_rows(tokenizer, fact, PREFIXES), FREE).apart
+
+
+def test_a_model_that_gives_no_cache_back_is_read_whole(model, tokenizer, monkeypatch):
+    rows = edit_rows(tokenizer, FACTS[0], PREFIXES)
+    search = Search(steps=4, lr=0.05, stop=0.0)
+    kept = search_one(model, rows, search)
+    forward = model.forward
+
+    @wraps(forward)
+    def forgetful(**given):
+        output = forward(**{**given, "use_cache": False})
+        output.past_key_values = None
+        return output
+
+    monkeypatch.setattr(model, "forward", forgetful)
+    found = search_one(model, rows, search)
+    assert found.apart
+    torch.testing.assert_close(found.shift, kept.shift, rtol=0, atol=1e-9)
+    assert found.nll[0] == pytest.approx(kept.nll[0], abs=1e-9)

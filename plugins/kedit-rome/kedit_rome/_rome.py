@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
 from kedit_core.deltas import update_of
-from kedit_core.layout import ModelLayout, Projection
+from kedit_core.layout import ModelLayout
+from kedit_core.pieces import Projection
 from kedit_core.progress import Progress
 from kedit_locate.keys import keys_of, mean_key
 from kedit_locate.moments import metric_of
