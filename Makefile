@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := kedit_core plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
-            contrib/kedit-atlas/kedit_atlas
+            plugins/kedit-memit/kedit_memit contrib/kedit-atlas/kedit_atlas
 
 .PHONY: demo test lint docs bench atlas clean
 

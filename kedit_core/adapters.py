@@ -97,7 +97,7 @@ def rank_for(updates: Updates, wanted: int | None) -> int:
         ExportError: no runtime accepts the rank, or no rank holds the updates whole.
     """
     if wanted is not None:
-        if wanted not in EXPORT_RANKS:
+        if type(wanted) is not int or wanted not in EXPORT_RANKS:
             known = ", ".join(map(str, EXPORT_RANKS))
             raise ExportError(f"rank {wanted}", f"runtimes accept {known}; choose one of them")
         return wanted

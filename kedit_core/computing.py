@@ -148,6 +148,24 @@ def _check_order(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
             )
 
 
+def check_fits(path: str, delta: Delta, weights: Weights) -> None:
+    """See that a delta of a file was made for this model.
+
+    Raises:
+        DeltaError: it does not fit, was computed for another model, or does not say for which.
+    """
+    try:
+        weights.check(delta)
+    except DeltaError as error:
+        raise DeltaError(path, f"was not made for this model: {error}") from None
+    # No id covers the provenance: without its digests a delta would pass on any model of these shapes.
+    if not all(delta.provenance.base.get(one) for one in _touched(delta)):
+        raise DeltaError(
+            path,
+            f"delta {delta.id} does not say which model it was made for; make the edit again, and save it",
+        )
+
+
 def finish(
     found: Any,
     asked: Asked,
@@ -169,7 +187,26 @@ def finish(
     Raises:
         DeltaError: the method returned something else than a delta that fits this model.
     """
-    method, config = asked.method, asked.config
+    computed = _checked(found, asked, held)
+    parts: tuple[Part, ...] = tuple(_on_cpu(part) for part in computed.parts)
+    delta = evolve(computed, requests=(*held, *asked.requests), parts=parts)
+    weights.check(delta)
+    provenance = evolve(
+        computed.provenance,
+        base={path: weights.base_digests(path) for path in _touched(delta)},
+        config=as_mapping(asked.config),
+        chat=asked.chat,
+        seed=getattr(asked.config, "seed", None),
+        versions=_versions(package),
+        device=_device_of(computed),
+        after=tuple(after),
+    )
+    return evolve(delta, provenance=provenance)
+
+
+def _checked(found: Any, asked: Asked, held: Sequence[EditRequest]) -> Delta:
+    """Return what a method computed, once it is sure that it is a delta of what was asked."""
+    method = asked.method
     if not isinstance(found, Delta):
         raise DeltaError(
             f"method {method!r}", f"compute_delta returned {type(found).__name__}, not a Delta"
@@ -182,21 +219,19 @@ def finish(
         raise DeltaError(
             f"method {method!r}", "compute_delta returned a delta that changes nothing"
         )
-    parts: tuple[Part, ...] = tuple(_on_cpu(part) for part in found.parts)
-    touched = dict.fromkeys("" if isinstance(part, SideMemory) else part.weight for part in parts)
-    delta = evolve(found, requests=(*held, *asked.requests), parts=parts)
-    weights.check(delta)
-    provenance = evolve(
-        found.provenance,
-        base={path: weights.base_digests(path) for path in touched},
-        config=as_mapping(config),
-        chat=asked.chat,
-        seed=getattr(config, "seed", None),
-        versions=_versions(package),
-        device=_device_of(found),
-        after=tuple(after),
-    )
-    return evolve(delta, provenance=provenance)
+    said, wanted = ([one.id for one in some] for some in (found.requests, asked.requests))
+    if said not in (wanted, [*(one.id for one in held), *wanted]):
+        raise DeltaError(
+            f"method {method!r}",
+            f"compute_delta returned a delta of the requests {said}, and was asked for {wanted}",
+        )
+    return found
+
+
+def _touched(delta: Delta) -> tuple[str, ...]:
+    """Return the paths of what a delta changes; ``""`` is the whole model, beside which a memory stands."""
+    paths = ("" if isinstance(part, SideMemory) else part.weight for part in delta.parts)
+    return tuple(dict.fromkeys(paths))
 
 
 def _on_cpu(part: Part) -> Part:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ def save_deltas(deltas: Sequence[Delta], path: str | Path) -> None:
     """Write deltas, oldest first, into one file; an older file stays whole until the new one is.
 
     Raises:
-        DeltaError: the file cannot be written, or ``extra`` of a request is no JSON.
+        DeltaError: the file cannot be written, is there and holds no deltas, or ``extra`` of a request is
+            no JSON.
     """
     path = Path(path)
+    check_replaceable(path)
     tensors: dict[str, Tensor] = {}
     described = [_describe(delta, f"{place}", tensors) for place, delta in enumerate(deltas)]
     try:
@@ -33,6 +36,17 @@ def save_deltas(deltas: Sequence[Delta], path: str | Path) -> None:
         write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise DeltaError(str(path), f"cannot be written ({error})") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """See that nothing but deltas would be lost by writing deltas there.
+
+    Raises:
+        DeltaError: a file of another kind has the name.
+    """
+    with suppress(OSError):  # a name that cannot be looked up cannot be written either
+        if path.is_file() and path.stat().st_size and not _holds_deltas(path):
+            raise DeltaError(str(path), "is there and no delta file; choose another name")
 
 
 def load_deltas(path: str | Path) -> tuple[Delta, ...]:
@@ -69,6 +83,14 @@ def load_deltas(path: str | Path) -> tuple[Delta, ...]:
         raise DeltaError(str(path), f"is damaged: {error} is missing") from None
     except (KeditError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DeltaError(str(path), f"is damaged: {error}") from None
+
+
+def _holds_deltas(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "kedit" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
 
 
 def _describe(delta: Delta, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

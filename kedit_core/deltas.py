@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kedit_core.digests import digest
 from kedit_core.errors import DeltaError
+from kedit_core.readonly import ReadOnlyDict, read_only
 from kedit_core.requests import EditRequest, as_requests
 
 
@@ -27,13 +28,16 @@ def _bits(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, str], ...]:
     return tuple((name, digest(tensors[name])) for name in sorted(tensors))
 
 
-def _json(values: Mapping[str, Any]) -> dict[str, Any]:
+def _json(values: Mapping[str, Any]) -> ReadOnlyDict[Any]:
     """Return ``values`` as they come back from a file, or refuse them while nothing is in force yet."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(values)))
+        return read_only(json.loads(json.dumps(dict(values))))
     except (TypeError, ValueError) as error:
         raise DeltaError("settings or notes of a delta", f"are no JSON values ({error})") from None
-    return plain
+
+
+def _named(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return read_only(tensors)
 
 
 def _check_matrix(weight: str, name: str, matrix: Tensor) -> None:
@@ -109,12 +113,12 @@ class SideMemory:
 
     Attributes:
         at: path of the module it stands beside; ``""`` is the model.
-        tensors: by name.
-        settings: JSON values.
+        tensors: by name; the mapping is read-only.
+        settings: JSON values, read-only.
     """
 
     at: str
-    tensors: Mapping[str, Tensor] = field(eq=_bits, repr=_shapes)
+    tensors: Mapping[str, Tensor] = field(eq=_bits, repr=_shapes, converter=_named)
     settings: Mapping[str, Any] = field(factory=dict, converter=_json, hash=False)
 
 
@@ -158,7 +162,7 @@ class Provenance:
         device: type of the device that it was computed on.
         after: ids of the deltas in force when it was computed, oldest first.
         written: per touched parameter its digest once this delta was in the model, after those of ``after``.
-        notes: what the method wants to remember, JSON values.
+        notes: what the method wants to remember, JSON values, read-only.
     """
 
     base: Mapping[str, Mapping[str, str]] = field(factory=dict)
@@ -180,14 +184,14 @@ class Delta:
         method: name of the method that computed it.
         requests: what was asked, whole but for the probes.
         parts: what to change.
-        carry: what later edits of the method need from this one, never a running total.
+        carry: what later edits of the method need from this one, never a running total; read-only.
         provenance: where it comes from.
     """
 
     method: str
     requests: tuple[EditRequest, ...] = field(converter=as_requests)
     parts: tuple[Part, ...] = field(converter=_as_parts)
-    carry: Mapping[str, Tensor] = field(factory=dict, eq=_bits, repr=_shapes)
+    carry: Mapping[str, Tensor] = field(factory=dict, eq=_bits, repr=_shapes, converter=_named)
     provenance: Provenance = field(factory=Provenance, eq=False, repr=False)
 
     @cached_property

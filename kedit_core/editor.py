@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit_core.baseline import Baseline
 from kedit_core.cache import TensorCache
 from kedit_core.completions import completions
-from kedit_core.computing import Asked, check_loaded, check_model, check_requests
+from kedit_core.computing import Asked, check_fits, check_loaded, check_model, check_requests
 from kedit_core.delta_files import load_deltas, save_deltas
 from kedit_core.deltas import Delta
-from kedit_core.errors import ConfigError, DeltaError, KeditError, NotInForceError
+from kedit_core.errors import ConfigError, KeditError, NotInForceError
 from kedit_core.judging import Metrics, judged
 from kedit_core.ownership import claim
 from kedit_core.plugins import Plugins
@@ -233,7 +233,7 @@ class Editor:
         """
         asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
         batch = EditBatch(requests=asked, step=len(self.deltas), chat=self.chat)
-        with at_rest(self.model):
+        with self._workshop.lent():
             on = (self.model, self.tokenizer, batch, self.deltas, self.baseline)
             return judged(self._plugins, *on, metrics)
 
@@ -243,7 +243,7 @@ class Editor:
         Raises:
             KeditError: no delta in force belongs to a method that classifies scope.
         """
-        with at_rest(self.model):
+        with self._workshop.lent():
             return self._workshop.scope_of([prompts] if isinstance(prompts, str) else prompts)
 
     def complete(self, prompts: Sequence[str], tokens: int = 12) -> list[str]:
@@ -277,10 +277,7 @@ class Editor:
         check_loaded(str(path), loaded, self._stack)
         for delta in loaded:
             self._plugins.info(delta.method)
-            try:
-                self.weights.check(delta)
-            except DeltaError as error:
-                raise DeltaError(str(path), f"was not made for this model: {error}") from None
+            check_fits(str(path), delta, self.weights)
         self._stack.settle((*self._stack.history, *loaded))
         self._workshop.compare_written(str(path))
         return loaded

@@ -9,13 +9,13 @@ import torch
 from attrs import field, frozen
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
 
 from kedit_core.adapters import Parts, check_modules, pair_of, rank_for, save_adapter
 from kedit_core.deltas import Dense, LowRank, SideMemory
 from kedit_core.editor import Editor
 from kedit_core.errors import ExportError, KeditError, ModelError
 from kedit_core.folders import check_free, whole_folder
+from kedit_core.untouched import same_settings
 from kedit_core.weights import Weights
 
 
@@ -69,7 +69,7 @@ def export_merged(editor: Editor, out: str | Path, *, shard_size: int | str = "5
         ModelError: the model carries an adapter.
     """
     _updates(editor)
-    with _written(Path(out)) as folder, _same_settings(editor.model):
+    with _written(Path(out)) as folder, same_settings(editor.model):
         editor.model.save_pretrained(folder, max_shard_size=shard_size)
         editor.tokenizer.save_pretrained(folder)
     return Exported(kind="merged", path=Path(out), size=_size(Path(out)), deltas=_ids(editor))
@@ -146,7 +146,7 @@ def _updates(editor: Editor) -> dict[str, Parts]:
     if all(_is_original(editor.weights, path) for path in updates):
         raise ExportError(
             name,
-            "shows its original weights; export outside original(), and edits that change a bit at least",
+            "has the bits of the unedited model: it is inside original(), or the edits are too small",
         )
     return dict(updates)
 
@@ -175,18 +175,6 @@ def _written(out: Path) -> Iterator[Path]:
 def _refusal(out: Path, error: Exception) -> ExportError:
     reason = getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
     return ExportError(str(out), f"cannot be written ({reason})")
-
-
-@contextmanager
-def _same_settings(model: PreTrainedModel) -> Iterator[None]:
-    """Leave the settings of a model as they are: saving writes dtype and class into them."""
-    settings = vars(model.config)
-    before = dict(settings)
-    try:
-        yield
-    finally:
-        settings.clear()
-        settings.update(before)
 
 
 def _ids(editor: Editor) -> tuple[str, ...]:

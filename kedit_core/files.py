@@ -34,20 +34,27 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """See that a file could be written, before the work that fills it.
+    """See that a file could be written, before the work that fills it; nothing is made for it yet.
 
     Raises:
         OSError: a folder or device has the name, or its folder cannot be written to.
     """
-    _make_room(path)
-    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=path.parent):
+    _check_name(path)
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir():
+        raise OSError(errno.ENOTDIR, "a file stands where its folder would be", str(path))
+    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", dir=there):
         pass
 
 
-def _make_room(path: Path) -> None:
+def _check_name(path: Path) -> None:
     if path.exists() and not path.is_file():
         # Renaming over /dev/null would succeed for root, and take the device away from everybody.
         raise OSError(errno.EINVAL, "it is there and no file", str(path))
+
+
+def _make_room(path: Path) -> None:
+    _check_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:

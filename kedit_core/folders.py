@@ -3,7 +3,7 @@
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 
@@ -26,11 +26,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     path = path.resolve()
     check_free(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    missing = [folder for folder in path.parents if not folder.exists()]  # innermost first
     temporary = path.with_name(f".{path.name}.{token_hex(4)}.tmp")
     with uninterrupted() as gate:
         try:
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
             with gate.open():
                 yield temporary
             _finish(temporary)
@@ -40,6 +40,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
             sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):  # what was written, or somebody else's, keeps them
+                for folder in missing:
+                    folder.rmdir()
 
 
 def _finish(folder: Path) -> None:

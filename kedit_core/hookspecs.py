@@ -42,6 +42,7 @@ def method_info() -> MethodInfo:  # type: ignore[empty-body]
         - The name is that of the entry point, and every hook takes only arguments of the contract.
         - Neither the plugin module nor this call imports torch or transformers.
         - Every setting has a default, an unknown one is refused, and JSON gives back what was set.
+        - A method that does not need the subject edits without one, or raises a RequestError.
     """
 
 
@@ -63,7 +64,8 @@ def compute_delta(
             *weights*
             all earlier deltas are in it; for a memory or a prompt its own is taken out.
         tokenizer: the model's.
-        batch: the requests without their probes, and the ids of edits to drop (``batch.remove``).
+        batch: the requests without their probes, the ids of edits to drop (``batch.remove``), and
+            whether prompts are rendered through the chat template (``batch.chat``).
         config: an instance of the method's config class.
         previous: this method's deltas in force, oldest first; for a memory at most one.
         weights: originals, the list in force, and ``temporarily`` for looking at a partly edited
@@ -76,11 +78,14 @@ def compute_delta(
 
     Contract:
         - The batch comes without paraphrases and probes: nobody trains on the test.
-        - When it returns, the model is bit for bit as before: weights, buffers, hooks, grads, mode.
-        - When it raises, wherever that is, the model is bit for bit as before all the same.
+        - When it returns, model, tokenizer and process are as before: bits, hooks, settings, chance.
+        - When it raises, wherever that is, all of them are as before all the same.
+        - What a hook is given stays as it was: batch, config, deltas and the tensors in them.
+        - Nothing is printed, warned of, logged as a warning, or written outside the cache.
         - Equal inputs and seeds give equal deltas.
-        - Nothing is printed, warned of, or written outside the cache.
         - No state is kept outside deltas, cache and config.
+        - A new process gives the same delta, whatever was computed in the old one.
+        - Models that share a cache folder get the deltas that each gets with a folder of its own.
         - The delta has parts of the declared kind that fit the model and hold finite numbers.
         - ``carry`` holds the batch's own contribution, never a running total.
         - An edit that was undone leaves no trace in the next one, neither its carry nor its memory.
@@ -114,6 +119,7 @@ def apply_delta(
 
     Contract:
         - After the edit the target is likelier than before, and likelier than the old answer.
+        - With ``batch.chat`` the target becomes likelier after the prompt as the template renders it.
         - What neighbours answer loses no more of its probability than the test class tolerates.
         - Two requests hold together: made at once by a batched method, else one after the other.
         - Of ten edits made one after the other, a continual method holds seven at the end.
@@ -121,6 +127,7 @@ def apply_delta(
         - Parameter paths and state-dict keys never change.
         - A delta that was saved and loaded gives a fresh model the same logits, bit for bit.
         - In a bfloat16 model an edit holds as well, and comes out exactly.
+        - Alone, in a padded batch and with a KV cache a prompt gets the same answer.
     """
 
 
@@ -149,7 +156,7 @@ def evaluate(
     Contract:
         - Only metrics that were asked for are computed.
         - A metric that lacks its data is absent, never 0.
-        - The model is only read.
+        - Judging only reads the model, and prints, warns of and logs nothing.
     """
 
 
@@ -174,6 +181,7 @@ def scope_classify(
     Contract:
         - The probability lies in [0, 1], and the request is one of the delta's or None.
         - A prompt gets the same answer alone and in any batch.
+        - Asking only reads the model and the delta, and prints, warns of and logs nothing.
         - The answer is the same whether the delta is in the model or not.
         - The edit's own prompt meets its request, with a higher probability than any unrelated one.
         - The decision is the one that a forward pass on the prompt takes.

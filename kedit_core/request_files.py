@@ -72,13 +72,23 @@ def _read(path: Path, text: str) -> Iterator[EditRequest | RequestError]:
             continue
         where = f"{path}, line {number}"
         try:
-            yield request_from(json.loads(line))
+            yield request_from(json.loads(line, object_pairs_hook=_once))
         except json.JSONDecodeError as error:
             yield RequestError(f"is not JSON: {error.msg} at column {error.colno}", where)
         except RequestError as error:
             yield RequestError(error.problem, where)
         except (ValueError, RecursionError) as error:
             yield RequestError(f"cannot be read as JSON ({error})", where)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object whose names are each given once; JSON would silently take the last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RequestError(f"field {name!r} is given twice")
+        found[name] = value
+    return found
 
 
 def _probes(name: str, found: Any) -> tuple[Probe, ...]:

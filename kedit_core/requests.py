@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from attrs import evolve, field, frozen
 
 from kedit_core.errors import RequestError
+from kedit_core.readonly import read_only
 
 T = TypeVar("T", str, str | None)
 
@@ -66,7 +67,7 @@ class EditRequest:
             evaluation sees them.
         locality: what must not change; only the evaluation sees it.
         portability: what should follow from the edit; only the evaluation sees it.
-        extra: whatever else the data set says.
+        extra: whatever else the data set says; read-only.
 
     Raises:
         RequestError: the subject is not in the prompt, is marked twice or marked but not given, or a
@@ -120,7 +121,7 @@ class EditRequest:
             paraphrases=texts if subject_span else tuple(_filled(one, subject) for one in texts),
             locality=tuple(locality),
             portability=tuple(portability),
-            extra=dict(extra or {}),
+            extra=read_only(extra or {}),
         )
 
     @cached_property

@@ -54,7 +54,7 @@ class Sums:
             left, right = joined(factors, base)  # (out_features, ranks), (ranks, in_features)
             while done < left.shape[1]:
                 stop = min(done + chunk, left.shape[1])
-                out += _padded(left[:, done:stop], 1) @ _padded(right[done:stop], 0)
+                out += chunk_product(left[:, done:stop], right[done:stop])
                 done = stop
                 if stop % chunk == 0:
                     kept = _covering(factors, stop)
@@ -75,6 +75,16 @@ def joined(factors: Sequence[LowRank], base: Tensor) -> tuple[Tensor, Tensor]:
     left = torch.cat([part.left for part in factors], dim=1).to(base.device, dtype)
     right = torch.cat([part.right for part in factors], dim=0).to(base.device, dtype)
     return left, right
+
+
+def chunk_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right of one chunk, (out_features, in_features), in the bits that every writer shares.
+
+    Args:
+        left: (out_features, ranks) of at most the largest of ``EXPORT_RANKS``.
+        right: (ranks, in_features).
+    """
+    return _padded(left, 1) @ _padded(right, 0)
 
 
 def _padded(factor: Tensor, dim: int) -> Tensor:

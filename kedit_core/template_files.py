@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
 from attrs import frozen
@@ -12,6 +13,7 @@ from attrs import frozen
 from kedit_core.errors import KeditError
 
 _PREFIX = "kedit"
+_LONGEST = 40
 
 
 @frozen(kw_only=True)
@@ -32,11 +34,11 @@ class MethodNames:
     @property
     def package(self) -> str:
         """Return the name of the importable package."""
-        return f"{_PREFIX}_{self.function}"
+        return f"{_PREFIX}_{self.identifier}"
 
     @property
-    def function(self) -> str:
-        """Return the name of the recipe's module and function."""
+    def identifier(self) -> str:
+        """Return the name as code writes it; the recipe's module has an underscore before it."""
         return self.method.replace("-", "_")
 
     @property
@@ -46,14 +48,14 @@ class MethodNames:
 
     def fill(self, text: str) -> str:
         """Return a text or path of the template with these names in the place of its own."""
-        for own, name in (
-            ("my_package", self.package),
-            ("my-method", self.method),
-            ("my_method", self.function),
-            ("MyMethod", self.words),
-        ):
-            text = text.replace(own, name)
-        return text
+        names = {
+            "my_package": self.package,
+            "my-method": self.method,
+            "my_method": self.identifier,
+            "MyMethod": self.words,
+        }
+        # In one pass: a new name may hold one of the template's.
+        return re.sub("|".join(names), lambda found: names[found[0]], text)
 
 
 def names_for(method: str) -> MethodNames:
@@ -68,9 +70,17 @@ def names_for(method: str) -> MethodNames:
         )
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", method):
         raise KeditError(
-            f"{method!r} can be no method's name: lower-case letters and digits, words joined by '-'"
+            f"{method[:_LONGEST]!r} can be no method's name: lower-case letters and digits, words "
+            "joined by '-'"
         )
-    return MethodNames(method=method)
+    if len(method) > _LONGEST:
+        raise KeditError(f"{method[:20]}… is {len(method)} letters long; {_LONGEST} are enough")
+    names = MethodNames(method=method)
+    if find_spec(names.package) is not None:
+        raise KeditError(
+            f"a package {names.distribution} is installed already; choose another name"
+        )
+    return names
 
 
 def write_template(names: MethodNames, folder: Path) -> tuple[Path, ...]:
@@ -83,9 +93,9 @@ def write_template(names: MethodNames, folder: Path) -> tuple[Path, ...]:
     Raises:
         KeditError: it exists, or cannot be written.
     """
-    if folder.exists():
-        raise KeditError(f"{folder} exists already; choose another --out, or another name")
     try:
+        if folder.exists():
+            raise KeditError(f"{folder} exists already; choose another --out, or another name")
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".kedit-", dir=folder.parent) as room:
             made = Path(room) / folder.name

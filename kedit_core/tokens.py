@@ -103,7 +103,7 @@ def ids_of(tokenizer: Any, text: str, *, special: bool = True) -> Ids:
         text: as the model shall read it.
         special: with those that the tokenizer puts before it.
     """
-    ids = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ids = tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     after = _added(tokenizer)[1] if special else ()
     return ids[: len(ids) - len(after)] if after and ids[-len(after) :] == after else ids
 
@@ -169,13 +169,15 @@ def _continuation(tokenizer: Any, before: Ids, text: str) -> Ids:
     def shown(ids: Ids) -> str:
         return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
-    alone = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    alone = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     wanted = shown(before) + text
     if shown(before + alone) == wanted:
         return alone
     for neutral in _NEUTRAL:
-        head = tuple(tokenizer(neutral, add_special_tokens=False)["input_ids"])
-        joint = tuple(tokenizer(neutral + text, add_special_tokens=False)["input_ids"])
+        head = tuple(tokenizer(neutral, add_special_tokens=False, verbose=False)["input_ids"])
+        joint = tuple(
+            tokenizer(neutral + text, add_special_tokens=False, verbose=False)["input_ids"]
+        )
         behind = joint[len(head) :]
         if joint[: len(head)] == head and shown(before + behind) == wanted:
             return behind
@@ -184,7 +186,9 @@ def _continuation(tokenizer: Any, before: Ids, text: str) -> Ids:
 
 def _offsets(tokenizer: Any, text: str, ids: Ids, *, special: bool) -> list[tuple[int, int]]:
     if tokenizer.is_fast:
-        found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        found = tokenizer(
+            text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
+        )
         offsets = [tuple(offset) for offset in found["offset_mapping"]][: len(ids)]
         return _told_apart(tokenizer, text, ids, offsets)
     return _cumulative_offsets(tokenizer, text, ids)

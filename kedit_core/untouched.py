@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -23,6 +24,7 @@ _HOOKS = (
 )
 _FORWARD = "forward"
 _COMPILED = "_compiled_call_impl"
+_SETTINGS = ("config", "generation_config")
 
 
 @contextmanager
@@ -30,14 +32,14 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     """Lend the model out in ``eval`` mode and without ``requires_grad``, and put it back as it was.
 
     What ``compile()`` put into its modules is out too: hooks may not fire in a compiled graph. Mode,
-    ``requires_grad`` and gradients of every module are restored, whatever happens inside.
+    ``requires_grad``, gradients and settings of every module are restored, whatever happens inside.
     """
     compiled = [
         (module, graph) for module in model.modules() if (graph := vars(module).get(_COMPILED))
     ]
     training = [(module, module.training) for module in model.modules()]
     gradients = [(one, one.requires_grad, one.grad) for one in model.parameters()]
-    with uninterrupted() as gate:
+    with uninterrupted() as gate, same_settings(model):
         try:
             for module, _ in compiled:
                 setattr(module, _COMPILED, None)
@@ -55,6 +57,32 @@ def at_rest(model: nn.Module) -> Iterator[None]:
                 parameter.grad = gradient
             for module, graph in compiled:
                 setattr(module, _COMPILED, graph)
+
+
+@contextmanager
+def same_settings(model: nn.Module) -> Iterator[None]:
+    """Leave ``config`` and ``generation_config`` as they are, whatever is written into them inside."""
+    found = {
+        id(one): one
+        for module in model.modules()
+        for name in _SETTINGS
+        if hasattr(one := vars(module).get(name), "__dict__")
+    }
+    before = [(vars(one), dict(vars(one)), _containers(one)) for one in found.values()]
+    try:
+        yield
+    finally:
+        for settings, values, containers in before:
+            changed = {name for name, one in containers.items() if values[name] != one}
+            settings.clear()
+            settings.update(values | {name: containers[name] for name in changed})
+
+
+def _containers(settings: Any) -> dict[str, Any]:
+    """Return copies of the lists and dicts among settings, which can change without being replaced."""
+    return {
+        name: deepcopy(one) for name, one in vars(settings).items() if isinstance(one, dict | list)
+    }
 
 
 def attachments(model: nn.Module) -> dict[Attachment, Any]:

@@ -88,7 +88,7 @@ class Workshop:
         with (
             self.stack.without(lambda delta: hides and delta.method == method),
             self._weights.unchanged(),
-            untouched(self._model, self._of_memories),
+            self.lent(),
         ):
             found = self._plugins.call(
                 "compute_delta",
@@ -108,11 +108,19 @@ class Workshop:
         return finish(found, asked, memory if hides else (), self._weights, after, package)
 
     def described(self, delta: Delta) -> Delta:
-        """Return a delta that was just put in, with the digests of what it left in the model."""
+        """Return a delta that was just put in, with the digests of what it left in the model.
+
+        Raises:
+            DeltaError: its own tensors are no longer what they were.
+        """
         written = self._weights.written_digests(delta)
-        delta = evolve(delta, provenance=evolve(delta.provenance, written=written))
-        self.stack.describe(delta)
-        return delta
+        described = evolve(delta, provenance=evolve(delta.provenance, written=written))
+        if described.id != delta.id:  # an id is computed once for each value, this one anew
+            raise DeltaError(
+                f"delta {delta.id}", f"method {delta.method!r} changed it while applying it"
+            )
+        self.stack.describe(described)
+        return described
 
     def compare_written(self, path: str) -> None:
         """Warn when the newest delta's weights are not the bits that were written when it was made.
@@ -143,6 +151,10 @@ class Workshop:
                 f"those of the {made.device} machine that made the edits ({same_dtype[0]}, …)",
                 stacklevel=3,
             )
+
+    def lent(self) -> AbstractContextManager[None]:
+        """Lend the model out: what a hook leaves in it is gone afterwards, and what deltas hung up stays."""
+        return untouched(self._model, self._of_memories)
 
     def scope_of(self, prompts: Sequence[str]) -> Scope:
         """Ask the newest delta whose method can tell which prompts fall in its scope.

@@ -1,5 +1,6 @@
 """The command line: ``kedit``."""
 
+import os
 import sys
 import warnings
 from io import TextIOWrapper
@@ -9,6 +10,7 @@ from kedit_core.errors import KeditError
 from kedit_core.plugins import Plugins
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_CLOSED = 141  # 128 + SIGPIPE
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,13 +23,28 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn  # type: ignore[assignment]
-            _run(Plugins.installed(), given)
+            try:
+                _run(Plugins.installed(), given)
+            finally:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        _forget_stdout()
+        sys.exit(_CLOSED)  # as programs do whose reader has seen enough
+    except OSError as error:
+        _forget_stdout()
+        tell(f"the output cannot be written ({error.strerror or error})")
+        sys.exit(2)
     except KeditError as error:
         tell(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
         tell("interrupted; nothing was left half done")
         sys.exit(_INTERRUPTED)
+
+
+def _forget_stdout() -> None:
+    """Let Python flush what is left of stdout into nothing when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tell(sentence: str) -> None:

@@ -20,7 +20,7 @@ from kedit_core.cli.opening import (
     open_editor,
     read,
 )
-from kedit_core.cli.screen import print_json, screen
+from kedit_core.cli.screen import counted, print_json, screen
 from kedit_core.config import merged, parse_settings, read_mapping
 from kedit_core.errors import DeltaError, RequestError
 from kedit_core.files import check_writable
@@ -61,6 +61,7 @@ def run(
         check_writable(out)
     except OSError as error:
         raise DeltaError(str(out), f"cannot be written ({error.strerror})") from None
+    _check_replaceable(out)
     given = merged(read_mapping(config) if config else {}, parse_settings(settings or []))
     options = {"method": method, "config": given or None, "chat": chat}
     options["layout"] = named_pieces(layout)
@@ -75,6 +76,12 @@ def run(
         print_json(_document(out, made, rows))
     else:
         _show(model, out, rows)
+
+
+def _check_replaceable(out: Path) -> None:
+    from kedit_core.delta_files import check_replaceable
+
+    check_replaceable(out)
 
 
 def _check_all(editor: Any, asked: list[EditRequest], info: MethodInfo) -> None:
@@ -177,6 +184,8 @@ def _show(model: str, out: Path, rows: list[tuple[EditRequest, str, str]]) -> No
         table.add_row(escape(request.prompt), escape(before), said, escape(request.target_new))
     console = screen()
     console.print(table)
-    edits = "1 edit" if len(rows) == 1 else f"{len(rows)} edits"
-    console.print(f"\n{edits} saved in {out}; the model's own files are as they were", markup=False)
+    console.print(
+        f"\n{counted(len(rows), 'edit')} saved in {out}; the model's own files are as they were",
+        markup=False,
+    )
     console.print(f"next: kedit evaluate {model} --delta {out} --requests FILE", markup=False)

@@ -16,7 +16,7 @@ from kedit_core.cli.opening import (
     open_editor,
     read,
 )
-from kedit_core.cli.screen import print_json, screen
+from kedit_core.cli.screen import counted, print_json, screen
 from kedit_core.config import parse_settings
 from kedit_core.plugins import Plugins
 from kedit_core.reports import EvalReport
@@ -107,12 +107,10 @@ def _show(before: EvalReport, after: EvalReport, requests: int) -> None:
     console.print(table)
     for metric, count in after.missing.items():
         if metric not in now:
-            console.print(f"{metric}: none of the {count} requests has data for it", markup=False)
-    edits = "edit" if after.step == 1 else "edits"
-    in_force = (
-        f"{after.step} {edits} in force ({after.method})" if after.step else "no edit in force"
-    )
+            console.print(f"{metric}: no data in {counted(count, 'request')}", markup=False)
+    in_force = f"{counted(after.step, 'edit')} in force ({after.method})"
     console.print(
-        f"\n{requests} requests, {in_force}, {after.seconds:.1f} s, "
+        f"\n{counted(requests, 'request')}, {in_force if after.step else 'no edit in force'}, "
+        f"{after.seconds:.1f} s, "
         f"{after.peak_memory / 2**20:,.0f} MiB at the most"
     )

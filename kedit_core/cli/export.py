@@ -8,7 +8,7 @@ import typer
 from attrs import frozen
 
 from kedit_core.cli.opening import Device, Dtype, Json, Model, open_editor
-from kedit_core.cli.screen import print_json, quiet_transformers, screen
+from kedit_core.cli.screen import counted, print_json, quiet_transformers, screen
 from kedit_core.errors import KeditError, did_you_mean
 from kedit_core.plugins import Plugins
 
@@ -72,10 +72,15 @@ def _next_step(source: str, dtype: str, model_type: str, done: Any) -> _NextStep
     """Return how plain programs use an export of ``source``, which was edited in ``dtype``."""
     if done.kind == "merged":
         return _NextStep(
-            load=(f"model = AutoModelForCausalLM.from_pretrained({str(done.path)!r})",),
+            load=(
+                "from transformers import AutoModelForCausalLM",
+                f"model = AutoModelForCausalLM.from_pretrained({str(done.path)!r})",
+            ),
             serve=f"vllm serve {quote(str(done.path))}",
         )
     load = (
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
         f"model = AutoModelForCausalLM.from_pretrained({source!r}, dtype={dtype!r})",
         f"model = PeftModel.from_pretrained(model, {str(done.path)!r}).merge_and_unload()",
     )
@@ -101,11 +106,12 @@ def _document(done: Any, dtype: str, next_step: _NextStep) -> dict[str, Any]:
         "worst_truncation": done.worst_truncation,
         "load": next_step.load,
         "serve": next_step.serve,
+        "unserved": next_step.unserved or None,
     }
 
 
 def _show(done: Any, next_step: _NextStep) -> None:
-    edits = "1 edit" if len(done.deltas) == 1 else f"{len(done.deltas)} edits"
+    edits = counted(len(done.deltas), "edit")
     what = "checkpoint" if done.kind == "merged" else f"adapter of rank {done.rank}"
     lines = [f"{what} with {edits} in {done.path} ({_readable(done.size)})"]
     if done.kind == "lora":

@@ -1,5 +1,6 @@
 """``kedit new-method``: a method of one's own that works from the first minute."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -36,14 +37,14 @@ def run(
 
 def _show(names: MethodNames, folder: Path, made: tuple[Path, ...]) -> None:
     console = screen()
-    recipe = f"{names.package}/_{names.function}.py"
+    recipe = f"{names.package}/_{names.identifier}.py"
     lines = [
         f"{folder} holds a method that works and passes the contract:",
         *(f"  {path.relative_to(folder)}" for path in made),
         "",
         "next:",
-        f'  pip install -e "{folder}[testing]"',
-        f"  pytest {folder}",
+        f"  pip install -e {shlex.quote(f'{folder}[testing]')}",
+        f"  pytest {shlex.quote(str(folder))}",
         f"  kedit show {names.method}",
         f"then put your idea into {recipe}, and keep the tests green;",
         "docs/write-a-method.md goes with you from there to a published wheel",

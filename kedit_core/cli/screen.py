@@ -11,9 +11,20 @@ from rich.console import Console
 from kedit_core.progress import Advance, Progress
 
 
+class _Screen(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line what happens when nobody reads on."""
+        raise BrokenPipeError
+
+
 def screen() -> Console:
     """Return the console for tables, on stdout."""
-    return Console(highlight=False, emoji=False)
+    return _Screen(highlight=False, emoji=False)
+
+
+def counted(number: int, thing: str) -> str:
+    """Return "1 edit", "2 edits" and so on."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def print_json(document: Any) -> None:

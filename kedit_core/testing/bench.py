@@ -1,6 +1,6 @@
 """A method under test on a model that knows facts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -8,22 +8,28 @@ from typing import Any
 
 import torch
 from attrs import field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kedit_core.cache import TensorCache
 from kedit_core.config import load_config
 from kedit_core.deltas import Delta
-from kedit_core.digests import digest, state_digest
+from kedit_core.digests import digest
 from kedit_core.editor import Editor
 from kedit_core.methods import MethodInfo
 from kedit_core.plugins import PluginRow, Plugins
 from kedit_core.progress import Progress
-from kedit_core.reports import Scope
+from kedit_core.reports import Applied, Scope
 from kedit_core.requests import EditBatch, EditRequest
 from kedit_core.testing.facts import RELATIONS, edit_of, facts
+from kedit_core.testing.states import State, names_of, state_of
 from kedit_core.testing.training import trained_model
-from kedit_core.untouched import collects_for_transformers
+
+_TEMPLATE = (
+    "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""A chat template as plain as can be: every turn is a line."""
 
 
 @frozen(kw_only=True)
@@ -77,7 +83,7 @@ class Edited:
     editor: Editor
     delta: Delta
     request: EditRequest
-    before: tuple[Any, ...] = field(repr=False)
+    before: State = field(repr=False)
     names_before: tuple[Any, ...] = field(repr=False)
 
 
@@ -87,14 +93,14 @@ class Bench:
     Attributes:
         candidate: the method under test.
         family: of the models.
+        models: where trained ones are kept.
         requests: ten edits, of every relation in turn.
         scratch: a folder for the checks' own files.
     """
 
     def __init__(self, candidate: Candidate, family: str, models: Path, scratch: Path) -> None:
         """Keep trained models in ``models`` and everything else in ``scratch``."""
-        self.candidate, self.family, self.scratch = candidate, family, scratch
-        self._models = models
+        self.candidate, self.family, self.models, self.scratch = candidate, family, models, scratch
         self._number = count()
         each = len(facts()) // len(RELATIONS)
         turns = [facts()[each * (n % len(RELATIONS)) + n // len(RELATIONS)] for n in range(10)]
@@ -106,27 +112,52 @@ class Bench:
         made.mkdir(parents=True)
         return made
 
-    def editor(self, dtype: torch.dtype = torch.float32, *, fresh_cache: bool = False) -> Editor:
+    @property
+    def cache_folder(self) -> Path:
+        """Return where the method keeps what it makes once for this model, unless told otherwise."""
+        return self.scratch / f"cache-{self.family}"
+
+    def editor(
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        fresh_cache: bool = False,
+        chat: bool = False,
+        changed: Callable[[PreTrainedModel], None] | None = None,
+    ) -> Editor:
         """Return an editor of a model that nobody has touched.
 
         Args:
             dtype: of the model.
             fresh_cache: whether the method has to make anew what it keeps between edits.
+            chat: whether prompts are rendered, through a chat template that the tokenizer gets.
+            changed: makes another model of it first.
         """
-        model, tokenizer = trained_model(self.family, dtype, self._models)
-        cache = TensorCache(self.folder() if fresh_cache else self.scratch / f"cache-{self.family}")
+        model, tokenizer = trained_model(self.family, dtype, self.models)
+        if changed is not None:
+            changed(model)
+        if chat:
+            tokenizer.chat_template = _TEMPLATE
+        cache = TensorCache(self.folder() if fresh_cache else self.cache_folder)
         one = self.candidate
-        return Editor(model, tokenizer, one.method, one.config, plugins=one.plugins, cache=cache)
+        return Editor(
+            model, tokenizer, one.method, one.config, chat=chat, plugins=one.plugins, cache=cache
+        )
 
     @cached_property
     def once(self) -> Edited:
         """Return the first edit in force, made once for all checks that only look."""
         editor, request = self.editor(), self.requests[0]
-        before, names = state_of(editor.model), names_of(editor.model)
+        before, names = state_of(editor), names_of(editor.model)
         delta = editor.edit(request)
         return Edited(
             editor=editor, delta=delta, request=request, before=before, names_before=names
         )
+
+    @property
+    def config(self) -> Any:
+        """Return the method's settings."""
+        return load_config(self.candidate.info.config, self.candidate.config)
 
     def compute(self, editor: Editor, *requests: EditRequest) -> Any:
         """Return what ``compute_delta`` gives when nobody cleans up after it, as core would.
@@ -135,20 +166,46 @@ class Bench:
             editor: with none of the method's deltas in force.
             requests: the edits to make.
         """
+        batch = EditBatch(requests=[request.without_probes() for request in requests])
+        return self.compute_batch(editor, batch, self.config, ())
+
+    def compute_batch(
+        self, editor: Editor, batch: EditBatch, config: Any, previous: Sequence[Delta]
+    ) -> Any:
+        """Return what ``compute_delta`` makes of a batch.
+
+        Args:
+            editor: of a model as the method expects it.
+            batch: the edits to make.
+            config: the method's settings.
+            previous: the method's deltas in force.
+        """
         one = self.candidate
-        config: Any = load_config(one.info.config, one.config)
         return one.plugins.call(
             "compute_delta",
             one.method,
             model=editor.model,
             tokenizer=editor.tokenizer,
-            batch=EditBatch(requests=[request.without_probes() for request in requests]),
+            batch=batch,
             config=config,
-            previous=(),
+            previous=previous,
             weights=editor.weights,
             cache=editor.cache,
             progress=Progress(),
         )
+
+    def apply(self, editor: Editor, delta: Delta) -> Applied:
+        """Put a delta into the model behind the editor's back, and return what takes it out."""
+        applied: Applied = self.candidate.plugins.call(
+            "apply_delta",
+            self.candidate.method,
+            model=editor.model,
+            tokenizer=editor.tokenizer,
+            delta=delta,
+            config=self.config,
+            weights=editor.weights,
+        )
+        return applied
 
     def scope(self, editor: Editor, delta: Delta, prompts: Sequence[str]) -> Scope:
         """Return what ``scope_classify`` says of prompts."""
@@ -188,37 +245,3 @@ def logits_of(editor: Editor, prompts: Sequence[str]) -> list[Tensor]:
 def same_bits(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[bool]:
     """Tell of each pair of tensors whether all their bits are the same."""
     return [digest(a) == digest(b) for a, b in zip(one, other, strict=True)]
-
-
-def names_of(model: PreTrainedModel) -> tuple[Any, ...]:
-    """Return the paths of a model's parameters and the keys of its state dict."""
-    return tuple(path for path, _ in model.named_parameters()), tuple(model.state_dict())
-
-
-def state_of(model: nn.Module) -> tuple[Any, ...]:
-    """Return everything about a model that an edit must leave as it was, to be compared."""
-    hooks = [
-        (path, name, hook)
-        for path, module in model.named_modules()
-        for name, found in vars(module).items()
-        if name.endswith(("hooks", "hooks_with_kwargs", "hooks_always_called"))
-        for hook in found.values()
-        if not collects_for_transformers(hook)
-    ]
-    return (
-        ("weights", state_digest(model)),
-        ("buffers", [(path, digest(one)) for path, one in model.named_buffers()]),
-        ("modules", [(path, type(one).__name__) for path, one in model.named_modules()]),
-        ("hooks", hooks),
-        ("forward", [path for path, one in model.named_modules() if "forward" in vars(one)]),
-        ("mode", [path for path, module in model.named_modules() if module.training]),
-        ("requires_grad", [path for path, one in model.named_parameters() if one.requires_grad]),
-        ("gradients", [path for path, one in model.named_parameters() if one.grad is not None]),
-    )
-
-
-def differing(before: Sequence[Any], after: Sequence[Any]) -> str:
-    """Return which pieces of two states differ, by name."""
-    return ", ".join(
-        name for (name, one), (_, other) in zip(before, after, strict=True) if one != other
-    )

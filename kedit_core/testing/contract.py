@@ -12,14 +12,18 @@ from kedit_core.testing.applying_checks import ApplyingChecks
 from kedit_core.testing.bench import Bench, Candidate
 from kedit_core.testing.computing_checks import ComputingChecks
 from kedit_core.testing.plugin_checks import PluginChecks
+from kedit_core.testing.repeating_checks import RepeatingChecks
 from kedit_core.testing.scope_checks import ScopeChecks
 from kedit_core.testing.sequence_checks import SequenceChecks
+from kedit_core.testing.states import same_process
 from kedit_core.testing.training import FAMILIES, one_thread
 
 _BENCHES = pytest.StashKey[dict[str, Bench]]()
 
 
-class MethodContract(ScopeChecks, SequenceChecks, ApplyingChecks, ComputingChecks, PluginChecks):
+class MethodContract(
+    ScopeChecks, SequenceChecks, ApplyingChecks, RepeatingChecks, ComputingChecks, PluginChecks
+):
     """All checks of a method, on a model of Conv1D modules and on one of Linear modules.
 
     Subclass it in a test file, under a name that begins with ``Test``, and name the method. A check
@@ -67,7 +71,7 @@ class MethodContract(ScopeChecks, SequenceChecks, ApplyingChecks, ComputingCheck
             models = kept.mkdir("kedit") if kept else tmp_path_factory.getbasetemp() / "kedit"
             scratch = tmp_path_factory.mktemp(f"contract-{request.param}")
             benches[request.param] = Bench(candidate, request.param, models, scratch)
-        with one_thread():
+        with same_process(), one_thread():
             yield benches[request.param]
 
 

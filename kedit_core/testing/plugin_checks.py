@@ -4,14 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from inspect import signature
 from typing import Any
 
 import pytest
 
 from kedit_core.config import as_mapping, load_config
+from kedit_core.editor import Editor
 from kedit_core.errors import ConfigError
+from kedit_core.metrics import DEFAULT
+from kedit_core.reports import Score
 from kedit_core.requests import EditBatch
 from kedit_core.testing.bench import Bench, Candidate
+from kedit_core.testing.ears import listening
+from kedit_core.testing.states import differing, state_of
 
 _HEAVY = ("torch", "transformers")
 _FOREIGN = "nobody:has-this"
@@ -79,21 +86,45 @@ class PluginChecks:
 
     def test_only_metrics_that_were_asked_for_are_computed(self, bench: Bench) -> None:
         """Only metrics that were asked for are computed."""
-        candidate = bench.candidate
-        _skip_without(candidate, "evaluate")
-        editor = bench.editor()
-        found = candidate.plugins.call_one(
-            "evaluate",
-            candidate.method,
-            model=editor.model,
-            tokenizer=editor.tokenizer,
-            batch=EditBatch(requests=bench.requests[:2]),
-            deltas=(),
-            baseline=editor.baseline,
-            metrics={},
-        )
-        names = sorted({score.metric for scores in found for score in scores})
+        names = sorted({score.metric for score in _judged(bench, bench.editor(), {})})
         assert not names, f"asked for no metric, evaluate gives {', '.join(names)}"
+
+    def test_judging_only_reads(self, bench: Bench) -> None:
+        """Judging only reads the model, and prints, warns of and logs nothing."""
+        _skip_without(bench.candidate, "evaluate")
+        editor = bench.editor()
+        before = state_of(editor)
+        with listening() as heard:
+            _judged(bench, editor, _Everything.fromkeys(DEFAULT, {}))
+        changed = differing(before, state_of(editor))
+        assert not changed, f"evaluate left behind other {changed}"
+        heard.check("it")
+
+
+class _Everything(dict[str, Mapping[str, Any]]):
+    """Metrics to compute: whatever a plugin knows, it was asked for."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+    def __missing__(self, _: str) -> Mapping[str, Any]:
+        return {}
+
+
+def _judged(bench: Bench, editor: Editor, metrics: Mapping[str, Mapping[str, Any]]) -> list[Score]:
+    """Return what the plugin's own ``evaluate`` says, asked for these metrics."""
+    candidate = bench.candidate
+    _skip_without(candidate, "evaluate")
+    given = {
+        "model": editor.model,
+        "tokenizer": editor.tokenizer,
+        "batch": EditBatch(requests=bench.requests[:2]),
+        "deltas": (),
+        "baseline": editor.baseline,
+        "metrics": metrics,
+    }
+    hook = candidate.plugins.module(candidate.method).evaluate
+    return list(hook(**{name: given[name] for name in signature(hook).parameters}) or ())
 
 
 def _skip_without(candidate: Candidate, hook: str) -> None:
@@ -105,6 +136,15 @@ def _alone(candidate: Candidate, hook: str, given: object) -> str:
     """Call a hook in a new process and return what kind of thing it gave and what was imported."""
     module = candidate.plugins.module(candidate.method).__name__
     code = _ALONE.format(path=sys.path, module=module, hook=hook, given=given, heavy=_HEAVY)
+    return in_a_new_process(candidate, code)
+
+
+def in_a_new_process(candidate: Candidate, code: str) -> str:
+    """Run code that imports the plugin in a new process, and return what it writes to stdout.
+
+    Skips when no other process could import the plugin.
+    """
+    module = candidate.plugins.module(candidate.method).__name__
     done = subprocess.run(  # noqa: S603 - our own interpreter
         [sys.executable, "-c", code],
         capture_output=True,

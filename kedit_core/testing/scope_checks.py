@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from kedit_core.testing.bench import Bench, logits_of, same_bits
+from kedit_core.testing.ears import listening
 from kedit_core.testing.facts import facts
+from kedit_core.testing.states import content_of, differing, state_of
 
 _SLACK = 1e-4
 """How far a probability may move with what else is in the batch: padding rounds differently."""
@@ -38,6 +40,20 @@ class ScopeChecks:
             )
             near = abs(float(alone.probability[0]) - float(together.probability[place]))
             assert near <= _SLACK, f"the probability of {prompt!r} moves by {near:.4f} in a batch"
+
+    def test_asking_for_the_scope_only_reads(self, bench: Bench) -> None:
+        """Asking only reads the model and the delta, and prints, warns of and logs nothing."""
+        prompts, delta = _prompts(bench), bench.once.delta
+        editor = bench.editor()
+        before, given = state_of(editor), content_of(delta, prompts)
+        with listening() as heard:
+            bench.scope(editor, delta, prompts)
+        changed = differing(before, state_of(editor))
+        assert not changed, f"scope_classify left behind other {changed}"
+        assert content_of(delta, prompts) == given, (
+            "scope_classify changed the delta or the prompts"
+        )
+        heard.check("it")
 
     def test_scope_needs_no_applied_delta(self, bench: Bench) -> None:
         """The answer is the same whether the delta is in the model or not."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-import torch
+from torch import Tensor
 
 from kedit_core.editor import Editor
 from kedit_core.requests import EditRequest
@@ -11,6 +11,9 @@ from kedit_core.testing.bench import Bench, holds, logits_of, same_bits
 
 _OF_TEN = 7
 """How many of ten edits must still hold when a method says that it is continual."""
+
+_NOTHING = 0.02
+"""Up to which share two tensors look alike by chance."""
 
 
 class SequenceChecks:
@@ -54,10 +57,8 @@ class SequenceChecks:
             )
             before = earlier.carry.get(name)
             if before is not None and before.shape == own.shape:
-                total = own.double() + before.double()
-                to_own = torch.dist(found.double(), own.double())
-                to_total = torch.dist(found.double(), total)
-                assert to_own <= to_total, f"carry {name} holds the earlier edit's as well"
+                held = _share_of(before, found, own)
+                assert not held, f"carry {name} holds {held:.0%} of the earlier edit's as well"
 
     def test_what_was_undone_leaves_no_trace(self, bench: Bench) -> None:
         """An edit that was undone leaves no trace in the next one, neither its carry nor its memory."""
@@ -73,7 +74,6 @@ class SequenceChecks:
     def test_a_memory_holds_the_earlier_edits_too(self, bench: Bench) -> None:
         """The second delta of a memory holds both edits, and its undo brings the first one back."""
         editor, asked = _with_two(bench)
-        assert len(editor.deltas) == 1, f"{len(editor.deltas)} memories are in force"
         assert all(holds(editor, asked)), f"not held: {_not_held(editor, asked)}"
         editor.undo()
         prompts = [request.prompt for request in asked]
@@ -91,6 +91,22 @@ class SequenceChecks:
         assert holds(editor, [first, second]) == [False, True], (
             f"{first.prompt!r} was removed, and the memory says otherwise"
         )
+
+
+def _share_of(earlier: Tensor, found: Tensor, own: Tensor) -> float:
+    """Return how much of an earlier edit's tensor is mixed into what should be ``own``; 0 for nothing.
+
+    In a sum it is added, in a mean it takes the place of its own. What another model says of the same
+    request differs too, but not by a share of this one tensor: then most of the difference is left.
+    """
+    moved = (found.double() - own.double()).flatten()
+    for towards in (earlier.double(), earlier.double() - own.double()):
+        along = towards.flatten()
+        share = float(moved @ along / (along @ along).clamp_min(1e-30))
+        left = float((moved - share * along).norm())
+        if share > _NOTHING and left < float(moved.norm()) / 2:
+            return share
+    return 0.0
 
 
 def _with_two(bench: Bench) -> tuple[Editor, Sequence[EditRequest]]:

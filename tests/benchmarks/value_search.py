@@ -36,12 +36,22 @@ class Timed:
     seconds: float
 
 
-def plain_search(model: nn.Module, edit: EditRows, site: str, search: Search) -> Tensor:
-    """Return δ (width,) found by whole forwards of all rows, one after the other step."""
+@frozen
+class Plain:
+    """What a plain search found: h₀ and δ (width,), and the mean NLL of a token of the target."""
+
+    base: Tensor
+    shift: Tensor
+    nll: float
+
+
+def plain_search(model: nn.Module, edit: EditRows, site: str, search: Search) -> Plain:
+    """Search for a value by whole forwards of all rows, one after the other step."""
+    device = next(model.parameters()).device
     rows = [*edit.rewrites, edit.anchor]
-    ids, mask = padded([row.ids for row in rows], "cpu")
-    places = torch.tensor([row.lookup for row in rows])
-    every = torch.arange(len(rows))
+    ids, mask = padded([row.ids for row in rows], device)
+    places = torch.tensor([row.lookup for row in rows], device=device)
+    every = torch.arange(len(rows), device=device)
     base = first = torch.empty(0)
 
     def run(shift: Tensor) -> Tensor:
@@ -61,15 +71,15 @@ def plain_search(model: nn.Module, edit: EditRows, site: str, search: Search) ->
             )
         return output.logits.log_softmax(-1)
 
-    shift = torch.zeros(model.get_submodule(site).weight.shape[-1 if "c_proj" in site else 0])
-    shift.requires_grad_()
+    shift = torch.zeros(model.config.hidden_size, device=device, requires_grad=True)
     adam = torch.optim.Adam([shift], lr=search.lr)
     for step in range(search.steps):
         said = run(shift)
         nll = 0
         for number, row in enumerate(edit.rewrites):
             start = len(row.ids) - len(row.target)
-            own = said[number, start : len(row.ids)].gather(1, torch.tensor(row.target)[:, None])
+            target = torch.tensor(row.target, device=device)[:, None]
+            own = said[number, start : len(row.ids)].gather(1, target)
             nll = nll - own.mean() / len(edit.rewrites)
         now = said[-1, places[-1]]
         first = now.detach() if not len(first) else first
@@ -82,7 +92,7 @@ def plain_search(model: nn.Module, edit: EditRows, site: str, search: Search) ->
         adam.step()
         with torch.no_grad():
             shift *= (search.clamp * base.norm() / shift.norm()).clamp(max=1)
-    return shift.detach()
+    return Plain(base, shift.detach(), float(nll.detach()))
 
 
 def run(model: str = "atlas:gpt2", edits: int = 20, seed: int = 0) -> None:
@@ -91,8 +101,8 @@ def run(model: str = "atlas:gpt2", edits: int = 20, seed: int = 0) -> None:
     plugins = Plugins.installed()
     with quiet_transformers():
         editor = Editor.from_pretrained(model, "rome", plugins=plugins)
-    found = list(plugins.call_all("read_requests", source="atlas:editable"))
-    requests = random.Random(seed).sample(found, edits)
+    facts = list(plugins.call_all("read_requests", source="atlas:editable"))
+    requests = random.Random(seed).sample(facts, edits)
     search, site = Search(), editor.weights.layout.down_of(0).path
     prefixes = context_prefixes(
         editor.model, editor.tokenizer, Context(), 0, editor.weights, editor.cache
@@ -103,9 +113,8 @@ def run(model: str = "atlas:gpt2", edits: int = 20, seed: int = 0) -> None:
         for request in requests:
             rows = edit_rows(editor.tokenizer, request, prefixes)
             started = perf_counter()
-            plain.append(
-                Timed(plain_search(editor.model, rows, site, search), perf_counter() - started)
-            )
+            found = plain_search(editor.model, rows, site, search)
+            plain.append(Timed(found.shift, perf_counter() - started))
             started = perf_counter()
             values = search_values(editor.model, [rows], site, search, Progress())
             ours.append(Timed(values.shift[0], perf_counter() - started))

@@ -448,6 +448,16 @@ def replaced(**changes: object) -> Callable[[Scene], Action]:
     return make
 
 
+def memory_of_weights(scene: Scene) -> Action:
+    path = scene.delta()
+    (delta,) = load_deltas(path)
+    made_for = evolve(delta.provenance, base={"": scene.editor().weights.base_digests("")})
+    parts = [SideMemory(at="", tensors={})]
+    save_deltas([evolve(delta, parts=parts, provenance=made_for)], path)
+    scene.watched.clear()
+    return scene.load(path)
+
+
 def wrong_model(scene: Scene) -> Action:
     path = scene.delta()
     stored = scene.model / "model.safetensors"
@@ -660,6 +670,15 @@ def command(*words: str) -> Callable[[Scene], Action]:
 
 def forged(described: list, _: dict) -> None:
     described[0]["requests"][0]["target_new"] = "Oslo"
+
+
+def without_base(described: list, _: dict) -> None:
+    described[0]["provenance"]["base"] = {}
+
+
+def with_empty_base(described: list, _: dict) -> None:
+    base = described[0]["provenance"]["base"]
+    described[0]["provenance"]["base"] = {path: {} for path in base}
 
 
 def odd_provenance(described: list, _: dict) -> None:
@@ -1102,6 +1121,16 @@ CASES: tuple[BadInput, ...] = (
             _DELTA + "is damaged: 'parts' is missing",
         ),
         (
+            "no word of its model",
+            rewritten(without_base),
+            _DELTA + "delta [0-9a-f]{16} does not say which model it was made for; make the edit",
+        ),
+        (
+            "no digest of its model",
+            rewritten(with_empty_base),
+            _DELTA + "delta [0-9a-f]{16} does not say which model it was made for; make the edit",
+        ),
+        (
             "a provenance of the wrong type",
             rewritten(odd_provenance),
             _DELTA + "is damaged: provenance: after: expected a list, found 5",
@@ -1123,7 +1152,7 @@ CASES: tuple[BadInput, ...] = (
         ),
         (
             "a memory beside a method of weights",
-            replaced(parts=[SideMemory(at="", tensors={})]),
+            memory_of_weights,
             "kedit: delta [0-9a-f]{16}: method 'push' must apply its side memory itself",
         ),
         ("a method nobody offers", replaced(method="pusch"), "kedit: unknown method 'pusch'"),

@@ -485,7 +485,7 @@ def test_evaluate_without_a_delta_judges_the_model_as_it_is(kedit, model, reques
     code, out, err = kedit(*arguments)
     assert (code, err) == (0, "")
     assert "no edit in force" in out
-    assert "portability.exact: none of the 3 requests has data for it" in out
+    assert "portability.exact: no data in 3 requests" in out
 
 
 @pytest.mark.parametrize(
@@ -589,3 +589,49 @@ def test_an_interrupt_is_told_in_one_line(kedit, monkeypatch):
 def test_no_number_is_lost_on_its_way_to_json(kedit, capsys):
     print_json({"a": float("nan"), "b": [float("-inf"), 0.1], "c": Path("x")})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 0.1], "c": "x"}
+
+
+def run_alone(*arguments, stdout):
+    code = f"from kedit_core.cli import main; main({list(arguments)!r})"
+    return subprocess.run(
+        [sys.executable, "-c", code], stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [["list-methods"], ["list-methods", "--json"], ["--help"]])
+def test_output_that_cannot_be_written_is_one_sentence(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = run_alone(*arguments, stdout=full)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "the output cannot be written" in done.stderr
+
+
+def test_a_reader_who_has_seen_enough_ends_the_command_quietly():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        done = run_alone("list-methods", stdout=nobody)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("name", ["requests", "config.json"])
+def test_what_is_no_delta_file_is_never_overwritten(kedit, model, tmp_path, name):
+    """Not the requests, and not a file of the model."""
+    requests = tmp_path / "requests"
+    requests.write_text(json.dumps(REQUESTS[0]) + "\n")
+    out = requests if name == "requests" else Path(model) / name
+    before = out.read_bytes()
+    code, _, err = kedit("edit", model, "--method", "push", "--requests", requests, "--out", out)
+    assert code == 2
+    assert "is there and no delta file" in err
+    assert out.read_bytes() == before
+
+
+def test_a_command_that_fails_early_makes_no_folder(kedit, model, tmp_path):
+    out = tmp_path / "new" / "folder" / "mine.delta"
+    code, _, _ = kedit(
+        "edit", model, "--method", "push", "--requests", tmp_path / "none", "--out", out
+    )
+    assert code == 2
+    assert not (tmp_path / "new").exists()

@@ -336,10 +336,36 @@ def test_a_forged_delta_under_its_own_id_is_refused_or_undone(editor, folder, da
         parts=parts,
         provenance=data.draw(provenances),
     )
+    if data.draw(st.booleans()):  # else nearly all end at the same check
+        known = {part.weight for part in parts} & {*paths}
+        base = {path: editor.weights.base_digests(path) for path in known}
+        made = evolve(made, provenance=evolve(made.provenance, base=base))
     save_deltas(
         [made, *([evolve(made, parts=parts[:1])] * data.draw(st.integers(0, 1)))], folder / "x"
     )
     attempt(editor, lambda: editor.load(folder / "x"))
+
+
+@cases(50)
+@given(data=st.data())
+def test_a_delta_that_does_not_say_for_which_model_it_is_refused(editor, folder, data):
+    header, said, tensors = described(folder / "good.delta")
+    base = said[data.draw(st.integers(0, 1))]["provenance"]["base"]
+    path = data.draw(st.sampled_from(sorted(base)))
+    match data.draw(st.sampled_from(("drop", "empty", "rename", "kinds", "digests"))):
+        case "drop":
+            del base[path]
+        case "empty":
+            base[path] = {}
+        case "rename":
+            base[data.draw(words)] = base.pop(path)
+        case "kinds":
+            base[path] = {data.draw(words.filter(lambda kind: kind != "float32")): "00"}
+        case "digests":
+            base[path] = dict.fromkeys(base[path], data.draw(words))
+    found = folder / "unsaid.delta"
+    save_file(tensors, found, metadata={**header, "deltas": json.dumps(said)})
+    assert not attempt(editor, lambda: editor.load(found))
 
 
 # --- request files ---------------------------------------------------------------------------------
@@ -371,7 +397,7 @@ def test_a_request_file_with_other_bytes_is_read_or_refused(editor, folder, data
     read_and_edit(editor, path)
 
 
-@cases(300)
+@cases(250)
 @given(data=st.data())
 def test_a_request_file_with_other_fields_is_read_or_refused(editor, folder, data):
     record = mutated(data, data.draw(st.sampled_from((RECORD, FULL))))

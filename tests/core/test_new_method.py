@@ -4,12 +4,14 @@ import ast
 import json
 import sys
 import tomllib
+from importlib import import_module
 
 import pytest
 
-from kedit_core import KeditError
+from kedit_core import Editor, EditRequest, KeditError, Plugins, TensorCache
 from kedit_core.cli import main
 from kedit_core.template_files import names_for, write_template
+from kedit_core.testing import byte_level_tokenizer, tiny_model
 
 
 def run(capsys, *arguments):
@@ -25,7 +27,7 @@ def run(capsys, *arguments):
 def test_a_name_gives_all_other_names():
     names = names_for("path-finder")
     assert (names.distribution, names.package) == ("kedit-path-finder", "kedit_path_finder")
-    assert (names.function, names.words) == ("path_finder", "PathFinder")
+    assert (names.identifier, names.words) == ("path_finder", "PathFinder")
 
 
 def test_the_copy_is_whole_valid_and_speaks_of_itself_alone(tmp_path):
@@ -51,6 +53,46 @@ def test_the_copy_asks_for_this_core(tmp_path):
     project = tomllib.loads((tmp_path / "mine" / "pyproject.toml").read_text())["project"]
     major, minor = kedit_core.__version__.split(".")[:2]
     assert f"kedit-core>={major}.{minor},<{major}.{int(minor) + 1}" in project["dependencies"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["class", "encode", "torch", "config", "weights", "contract", "my-method-2", "not-my-method"],
+)
+def test_a_copy_edits_whatever_word_its_name_is(tmp_path, monkeypatch, name):
+    """The name of a method may be a word of Python, of the template, or one of its arguments."""
+    names = names_for(name)
+    made = write_template(names, tmp_path / "mine")
+    assert len(made) == 8
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    plugins = Plugins()
+    assert plugins.register(import_module(names.package)).name == name
+    editor = Editor(
+        tiny_model("llama"),
+        byte_level_tokenizer(bos=False),
+        name,
+        {"steps": 1},
+        plugins=plugins,
+        cache=TensorCache(tmp_path / "cache"),
+    )
+    fact = EditRequest(prompt="The capital of {} is", subject="Norway", target_new="Lima")
+    assert editor.edit(fact).method == name
+    ast.parse((tmp_path / "mine" / names.package / f"_{names.identifier}.py").read_text())
+
+
+@pytest.mark.parametrize("name", ["core", "rome"])
+def test_a_name_whose_package_is_installed_is_refused(name):
+    if name == "rome":
+        pytest.importorskip("kedit_rome")
+    with pytest.raises(KeditError, match="installed already"):
+        names_for(name)
+
+
+def test_a_name_that_never_ends_is_one_sentence(capsys):
+    code, _, said = run(capsys, "n" * 300)
+    assert code == 2
+    assert len(said.splitlines()) == 1
+    assert "40 are enough" in said
 
 
 @pytest.mark.parametrize("name", ["", "Anchor", "2fast", "a_b", "a--b", "a-", "a b", "../a"])

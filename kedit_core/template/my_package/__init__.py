@@ -35,6 +35,6 @@ def compute_delta(
     weights: "Weights",
 ) -> "Delta":
     """Compute what must change for the request of ``batch`` to hold."""
-    from my_package._my_method import my_method
+    from my_package._my_method import update_for
 
-    return my_method(model, tokenizer, batch, config, weights)
+    return update_for(model, tokenizer, batch, config, weights)

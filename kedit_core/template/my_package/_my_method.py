@@ -19,7 +19,7 @@ from kedit_core.tokens import encode_target
 from my_package.config import MyMethodConfig
 
 
-def my_method(
+def update_for(
     model: Any, tokenizer: Any, batch: EditBatch, config: MyMethodConfig, weights: Weights
 ) -> Delta:
     """Return the update that writes the batch's one request."""

@@ -104,3 +104,38 @@ def _did_not_run(path: str) -> ModelError:
         "did not run in a forward; a fused kernel may stand in its place: open the model with "
         "use_kernels=False",
     )
+
+
+def output_of(model: nn.Module, path: str, ids: Tensor, mask: Tensor) -> Tensor:
+    """Run one forward up to a module and return the hidden states that it writes.
+
+    Args:
+        model: in ``eval`` mode.
+        path: of the module.
+        ids: (rows, tokens).
+        mask: (rows, tokens).
+
+    Returns:
+        (rows, tokens, out_features), in the model's dtype.
+
+    Raises:
+        ModelError: the module did not run.
+    """
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        seen.append(first_tensor(output).detach().reshape(*ids.shape, -1))
+        raise _Enough
+
+    handle = model.get_submodule(path).register_forward_hook(look)
+    try:
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        seen_by = behind_rows(model, mask)
+        model(input_ids=ids, attention_mask=seen_by, position_ids=positions, use_cache=False)
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    if not seen:
+        raise _did_not_run(path)
+    return seen[0]

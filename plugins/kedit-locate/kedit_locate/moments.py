@@ -20,6 +20,7 @@ from kedit_core.untouched import untouched
 from kedit_locate.capture import inputs_of
 from kedit_locate.config import Statistics
 from kedit_locate.corpus import Corpus, corpus_name, read_corpus
+from kedit_locate.kernels import syrk_accumulate
 from kedit_locate.rows import padded
 from kedit_locate.solver import Metric, factorise
 
@@ -70,11 +71,9 @@ def collect(
             ids, mask = padded(rows, device)
             read = inputs_of(model, paths, ids, mask)
             for total, path in zip(sums, paths, strict=True):
-                keys = read[path][mask.bool()]  # (tokens, in_features)
-                keys = keys.to(torch.promote_types(keys.dtype, torch.float32))
-                total.add_(keys.T @ keys)
+                syrk_accumulate(total, read[path].flatten(0, 1), mask.flatten().bool())
             advance(int(mask.sum()))
-    return [Moment(matrix=(total / corpus.tokens).float(), count=corpus.tokens) for total in sums]
+    return [Moment(matrix=_average(total, corpus.tokens), count=corpus.tokens) for total in sums]
 
 
 def moments(
@@ -134,6 +133,23 @@ def metric_of(
     return Metric(cholesky=kept["cholesky"], ridge=float(kept["ridge"]))
 
 
+def metrics_of(
+    model: nn.Module,
+    tokenizer: Any,
+    downs: Sequence[Projection],
+    statistics: Statistics,
+    weights: Weights,
+    cache: TensorCache,
+    progress: Progress,
+) -> list[Metric]:
+    """Return the metric of several layers; what is not in the cache is collected in one pass."""
+    about = (statistics, weights, cache, progress)
+    keys = [moment_key(tokenizer, down, statistics, weights) for down in downs]
+    if statistics.metric == "moments" and any(cache.find(_FACTORS, key) is None for key in keys):
+        moments(model, tokenizer, downs, *about)
+    return [metric_of(model, tokenizer, down, *about) for down in downs]
+
+
 def keep(moment: Moment, key: Mapping[str, Any], cache: TensorCache) -> Path:
     """Keep a moment that was made elsewhere, its factor in the place of an older one; return its file.
 
@@ -173,6 +189,12 @@ def unpacked(tensors: Mapping[str, Tensor]) -> Moment:
     matrix[rows, columns] = triangle
     matrix[columns, rows] = triangle
     return Moment(matrix=matrix, count=int(tensors["count"]))
+
+
+def _average(total: Tensor, count: int) -> Tensor:
+    """Return the symmetric matrix (in_features, in_features) float32 of a sum's lower triangle."""
+    lower = (total / count).float()
+    return lower + lower.tril(-1).T
 
 
 def _factor(moment: Moment) -> dict[str, Tensor]:

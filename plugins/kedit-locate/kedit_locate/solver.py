@@ -49,6 +49,13 @@ class Metric:
             return keys
         return torch.cholesky_solve(keys.T, self.cholesky.to(keys.device)).T
 
+    def moment(self, in_features: int, device: torch.device) -> Tensor:
+        """Return C, (in_features, in_features) float64."""
+        if self.cholesky is None:
+            return torch.eye(in_features, dtype=torch.float64, device=device)
+        factor = self.cholesky.to(device)
+        return factor @ factor.T
+
 
 def factorise(moment: Tensor) -> Metric:
     """Return the metric of a second moment (in_features, in_features).
@@ -93,17 +100,37 @@ def ridge_update(
         penalty: λ, at least 0; 0 meets the residuals exactly and needs independent keys.
         past: (earlier keys, in_features), or None.
     """
-    whitened = metric.whiten(keys)  # (requests, in_features)
-    if past is not None and len(past):
-        earlier = metric.whiten(past)  # (earlier keys, in_features)
-        held = past.double() @ earlier.T
-        held = held + penalty * torch.eye(len(past), dtype=held.dtype, device=held.device)
-        cross = past.double() @ whitened.T  # (earlier keys, requests)
-        whitened = whitened - torch.linalg.solve(held, cross).T @ earlier
-    gram = keys.double() @ whitened.T  # (requests, requests)
-    gram = gram + penalty * torch.eye(len(keys), dtype=gram.dtype, device=gram.device)
-    right = torch.linalg.solve(gram, whitened)
+    held = keys[:0] if past is None else past.to(keys)
+    if len(held) + len(keys) > keys.shape[1]:
+        right = _direct(keys, metric, penalty, held)
+    else:
+        right = _dual(keys, metric, penalty, held)
     return Factors(residuals.T.to(keys.dtype), right.to(keys.dtype))
+
+
+def _dual(keys: Tensor, metric: Metric, penalty: float, held: Tensor) -> Tensor:
+    """Return (I + KᵀMK)⁻¹KᵀM, (requests, in_features), from systems as large as there are keys."""
+    whitened = metric.whiten(keys)  # (requests, in_features)
+    if len(held):
+        earlier = metric.whiten(held)  # (earlier keys, in_features)
+        gram = _lifted(held.double() @ earlier.T, penalty)
+        cross = held.double() @ whitened.T  # (earlier keys, requests)
+        whitened = whitened - torch.linalg.solve(gram, cross).T @ earlier
+    gram = _lifted(keys.double() @ whitened.T, penalty)
+    right: Tensor = torch.linalg.solve(gram, whitened)
+    return right
+
+
+def _direct(keys: Tensor, metric: Metric, penalty: float, held: Tensor) -> Tensor:
+    """Return Kᵀ(λC + KₚKₚᵀ + KKᵀ)⁻¹, the same matrix, from one system as large as there are features."""
+    every = torch.cat([held, keys]).double()  # (all keys, in_features)
+    system = penalty * metric.moment(keys.shape[1], keys.device) + every.T @ every
+    factor: Tensor = torch.linalg.cholesky(system)
+    return torch.cholesky_solve(keys.double().T, factor).T
+
+
+def _lifted(gram: Tensor, penalty: float) -> Tensor:
+    return gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
 
 
 def shared_shift(keys: Tensor, shift: Tensor, metric: Metric) -> Factors:

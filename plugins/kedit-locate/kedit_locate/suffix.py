@@ -1,120 +1,214 @@
-"""Rows of edits from the subject's last token on: what stands before it is read once.
+"""A model from a token and a layer on: what stands before and below is computed once.
 
-Nothing before the place where a shift is added ever changes, so it goes into a KV cache, and a forward
-runs from that place on. Rows of different lengths share a forward with pads between prefix and suffix.
-Models for which those pads would not be nothing (a sliding window counts them as places, ALiBi without
-positions as distance, a recurrent state takes them in) read rows of one length at a time. What a recurrent
-state holds is written over as a model reads on, so there is nothing to start from again: such models read
-their rows whole.
+Nothing before the place where something is changed ever changes, so it goes into a KV cache, and a forward
+runs from that place on; layers below the change are skipped (``lower``). Rows of different lengths share a
+forward with pads between prefix and suffix. Models for which those pads would not be nothing (a sliding
+window counts them as places, ALiBi without positions as distance, a recurrent state takes them in) read
+rows of one length at a time. What a recurrent state holds is written over as a model reads on, so there is
+nothing to start from again: such models read their rows whole.
+
+    suffix = read_suffix(model, rows, starts)
+    entered = enter(model, suffix, blocks_below(model, [site]), row, place)  # a forward of all layers
+    logits = run(model, entered.suffix, row, place)                          # as often as wanted
 """
 
 import copy
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from kedit_core.reading import goes_on, reach_past_pads, takes
+from kedit_core.reading import goes_on
 from kedit_locate.capture import behind_rows
-from kedit_locate.rows import EditRows, Row, padded
+from kedit_locate.lower import Lower, remembering, skipped
+from kedit_locate.picking import head_reads, mlp_reads
+from kedit_locate.rows import padded
+from kedit_locate.sizes import out_of_memory
 
 
 @frozen(kw_only=True)
 class Suffix:
-    """Rows from their lookup token on, and the cache of what stands before it; or whole rows.
+    """Rows from some token on, and what stands before and below them.
 
     Attributes:
         ids: (rows, tokens).
-        at: position of the lookup token in them: the first, but in whole rows.
         mask: (rows, prefix tokens + tokens).
         positions: (rows, tokens).
+        starts: place in its row of each suffix's first token; 0 everywhere where rows are whole.
         cache: KV of the prefixes, or None when there is none.
-        edit: (rows,) which edit a row belongs to.
-        bare: (bare prompts,) rows that are the bare prompt of an edit.
-        bare_of: (bare prompts,) which edit each belongs to.
-        anchors: (anchors,) rows that are the anchor of an edit.
-        anchor_of: (anchors,) which edit each belongs to.
-        wanted: (positions,) positions whose logits are needed, ascending; the lookup token's is the
-            first.
-        row: (targets,) row of each target token.
-        place: (targets,) where it is predicted, within ``wanted``.
-        target: (targets,) its id.
-        share: (targets,) weight of its NLL in its edit's loss.
+        lower: the layers that are skipped and what they wrote, or None when all layers run.
+        narrow: path of the last MLP where it computes only tokens whose logits are needed, or None.
     """
 
     ids: Tensor
-    at: int
     mask: Tensor
     positions: Tensor
+    starts: tuple[int, ...]
     cache: Any
-    edit: Tensor
-    bare: Tensor
-    bare_of: tuple[int, ...]
-    anchors: Tensor
-    anchor_of: tuple[int, ...]
-    wanted: Tensor
-    row: Tensor
-    place: Tensor
-    target: Tensor
-    share: Tensor
+    lower: Lower | None = None
+    narrow: str | None = None
 
 
 @frozen(kw_only=True)
-class _Weighed:
-    """One row of one edit.
+class Entered:
+    """Suffixes after a forward of all layers.
 
     Attributes:
-        row: the row.
-        edit: which edit it belongs to.
-        share: of the edit's loss that its target makes up.
-        bare: it is the edit's bare prompt.
-        anchor: it is the edit's anchor.
+        suffix: of which the lower layers are skipped, or all layers run.
+        logits: (picked, vocabulary) of that forward.
+        refusal: why no layer is skipped although it was asked for; else empty.
     """
 
-    row: Row
-    edit: int
-    share: float
-    bare: bool = False
-    anchor: bool = False
+    suffix: Suffix
+    logits: Tensor
+    refusal: str = ""
 
 
 @torch.no_grad()
-def read_prefixes(model: nn.Module, edits: Sequence[EditRows]) -> list[Suffix]:
-    """Return the suffixes of all rows: together, or one for each length of prefix where pads do harm.
+def read_suffix(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequence[int]) -> Suffix:
+    """Read what stands before each row's start into a cache and return what comes from there on.
 
     Args:
         model: in ``eval`` mode.
-        edits: rows of each edit.
+        rows: token ids.
+        starts: for each row where its suffix starts; of one length where pads between prefix and suffix
+            would do harm (``kedit_core.reading.reach_past_pads``).
+
+    Returns:
+        The suffixes; whole rows where the model cannot read on from what it keeps.
     """
-    rows = [row for number, edit in enumerate(edits) for row in _weighed(number, edit)]
-    lookups = {one.row.lookup for one in rows}
-    longest = max(lookups) + max(len(one.row.ids) - one.row.lookup for one in rows)
-    if longest <= reach_past_pads(model):
-        return _read(model, rows)
-    return _read_apart(model, rows)
+    device = next(model.parameters()).device
+    before = [row[:start] for row, start in zip(rows, starts, strict=True)]
+    before_ids, before_mask = padded(before, device)
+    cache = _cache_of(model, before_ids) if before_ids.shape[1] else None
+    if cache is None:
+        starts, before_mask = [0 for _ in rows], before_mask[:, :0]
+    after = [row[start:] for row, start in zip(rows, starts, strict=True)]
+    ids, mask = padded(after, device)
+    whole_mask = torch.cat([before_mask, mask], dim=1)
+    alike = len(set(starts)) == 1  # so that all pads are behind the rows
+    first = torch.tensor(starts, device=device, dtype=torch.long)
+    return Suffix(
+        ids=ids,
+        mask=behind_rows(model, whole_mask) if alike else whole_mask,
+        positions=first[:, None] + torch.arange(ids.shape[1], device=device),
+        starts=tuple(starts),
+        cache=cache,
+    )
 
 
-def run(model: nn.Module, suffix: Suffix) -> Tensor:
-    """Run the suffixes and return the wanted logits, (rows, wanted, vocabulary) in float32 or more.
+def run(model: nn.Module, suffix: Suffix, row: Tensor, place: Tensor) -> Tensor:
+    """Run the suffixes and return the logits at some tokens, (picked, vocabulary) in float32 or more.
 
     Args:
         model: in ``eval`` mode.
         suffix: stays good for another run.
+        row: (picked,) rows of the tokens whose logits are needed.
+        place: (picked,) their places in the suffixes.
     """
-    options = _keeping(model, suffix.wanted)
-    output = model(
-        input_ids=suffix.ids,
-        attention_mask=suffix.mask,
-        position_ids=suffix.positions,
-        past_key_values=_borrowed(suffix.cache),
-        use_cache=suffix.cache is not None,
-        **options,
-    )
-    logits: Tensor = output.logits if options else output.logits[:, suffix.wanted]
+    shape = suffix.ids.shape
+    with (
+        skipped(model, suffix.lower),
+        mlp_reads(model, suffix.narrow, shape, row, place),
+        head_reads(model, shape, row, place) as picked,
+    ):
+        output = model(
+            input_ids=suffix.ids,
+            attention_mask=suffix.mask,
+            position_ids=suffix.positions,
+            past_key_values=_borrowed(suffix.cache),
+            use_cache=suffix.cache is not None,
+        )
+    logits: Tensor = output.logits[0] if picked else output.logits[row, place]
     return logits.to(exact(logits.dtype))
+
+
+@torch.no_grad()
+def enter(
+    model: nn.Module,
+    suffix: Suffix,
+    blocks: Sequence[str],
+    row: Tensor,
+    place: Tensor,
+    *,
+    narrow: str | None = None,
+    verify: bool = True,
+) -> Entered:
+    """Run all layers once, keep what the lowest ones write, and return suffixes that skip them.
+
+    Args:
+        model: in ``eval`` mode, as it will be run but for what changes above the blocks.
+        suffix: of which all layers run.
+        blocks: to skip, as ``lower.blocks_below`` returns them; where there is none, none is.
+        row: (picked,) rows of the tokens whose logits are needed.
+        place: (picked,) their places in the suffixes.
+        narrow: path of the MLP that need compute only those tokens, as ``picking.last_mlp`` returns it.
+        verify: run the suffixes that skip once, and compare.
+    """
+    with remembering(model, blocks) as kept:
+        logits = run(model, suffix, row, place)
+    lighter = evolve(_without(suffix, kept[0]) if kept else suffix, narrow=narrow)
+    if not kept and narrow is None:
+        return Entered(suffix=suffix, logits=logits)
+    refusal = _difference(model, lighter, row, place, logits) if verify else ""
+    return Entered(suffix=suffix if refusal else lighter, logits=logits, refusal=refusal)
+
+
+def _difference(
+    model: nn.Module, suffix: Suffix, row: Tensor, place: Tensor, expected: Tensor
+) -> str:
+    """Return what is wrong with suffixes that skip layers, in words; nothing where nothing is."""
+    try:
+        logits = run(model, suffix, row, place)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
+        return f"without its lower layers it raises {type(error).__name__}"
+    off = float((logits - expected).abs().max()) if len(logits) else 0.0
+    # The same sums of the same numbers: next to nothing of the dtype's precision may be lost.
+    eps = torch.finfo(next(model.parameters()).dtype).eps
+    close = off <= eps**0.75 * float(expected.abs().max())
+    return "" if close else f"without its lower layers its logits differ by {off:.1e}"
+
+
+def _without(suffix: Suffix, lower: Lower) -> Suffix:
+    """Return the same suffixes without the layers that were remembered.
+
+    Nothing of the cache of a skipped layer is read but its length, so its memory is given up.
+    """
+    cache = _borrowed(suffix.cache)
+    for layer in cache.layers[: len(lower.blocks)] if cache is not None else ():
+        layer.keys = layer.keys.new_zeros(()).expand(layer.keys.shape)
+        layer.values = layer.values.new_zeros(()).expand(layer.values.shape)
+    return evolve(suffix, cache=cache, lower=lower)
+
+
+def rows_of(suffix: Suffix, rows: Tensor) -> Suffix:
+    """Return some of the rows.
+
+    Args:
+        suffix: all rows.
+        rows: (kept,) which ones.
+    """
+    cache = _borrowed(suffix.cache)
+    for layer in cache.layers if cache is not None else ():
+        hollow = not any(layer.keys.stride())
+        width = (len(rows), *layer.keys.shape[1:])
+        layer.keys = layer.keys[:1].expand(width) if hollow else layer.keys[rows]
+        width = (len(rows), *layer.values.shape[1:])
+        layer.values = layer.values[:1].expand(width) if hollow else layer.values[rows]
+    lower = suffix.lower and evolve(suffix.lower, hidden=suffix.lower.hidden[rows])
+    return Suffix(
+        ids=suffix.ids[rows],
+        mask=suffix.mask[rows],
+        positions=suffix.positions[rows],
+        starts=tuple(suffix.starts[row] for row in rows.tolist()),
+        cache=cache,
+        lower=lower,
+        narrow=suffix.narrow,
+    )
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:
@@ -126,114 +220,28 @@ def exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _weighed(number: int, edit: EditRows) -> list[_Weighed]:
-    """Return each different row once with its share of the edit's loss, the anchor last with none.
-
-    A model that repeats itself gives equal prefixes; reading them once is the same sum.
-    """
-    counts = Counter(edit.rewrites)
-    found = [
-        _Weighed(row=row, edit=number, share=count / len(edit.rewrites), bare=not place)
-        for place, (row, count) in enumerate(counts.items())
-    ]
-    return [*found, _Weighed(row=edit.anchor, edit=number, share=0.0, anchor=True)]
-
-
-def _read_apart(model: nn.Module, weighed: Sequence[_Weighed]) -> list[Suffix]:
-    lookups = sorted({one.row.lookup for one in weighed})
-    groups = [[one for one in weighed if one.row.lookup == lookup] for lookup in lookups]
-    return [suffix for group in groups for suffix in _read(model, group)]
-
-
-def _read(model: nn.Module, weighed: Sequence[_Weighed]) -> list[Suffix]:
-    device = next(model.parameters()).device
-    rows = [one.row for one in weighed]
-    cache, starts = _prefixes(model, rows, device)
-    at, *others = {row.lookup - start for row, start in zip(rows, starts, strict=True)}
-    if others:  # whole rows: a shift has one place in a forward
-        return _read_apart(model, weighed)
-    alike = len(set(starts)) == 1  # so that all pads are behind the rows
-    before = [row.ids[:start] for row, start in zip(rows, starts, strict=True)]
-    after = [row.ids[start:] for row, start in zip(rows, starts, strict=True)]
-    (_, before_mask), (ids, mask) = padded(before, device), padded(after, device)
-    whole_mask = torch.cat([before_mask, mask], dim=1)
-    row_of, place, target, share = _targets(weighed, at)
-    wanted = sorted({*place, at})
-    bare = [number for number, one in enumerate(weighed) if one.bare]
-    anchors = [number for number, one in enumerate(weighed) if one.anchor]
-
-    def numbers(found: Sequence[int]) -> Tensor:
-        return torch.tensor(found, device=device, dtype=torch.long)
-
-    suffix = Suffix(
-        ids=ids,
-        at=at,
-        mask=behind_rows(model, whole_mask) if alike else whole_mask,
-        positions=numbers(starts)[:, None] + torch.arange(ids.shape[1], device=device),
-        cache=cache,
-        edit=numbers([one.edit for one in weighed]),
-        bare=numbers(bare),
-        bare_of=tuple(weighed[number].edit for number in bare),
-        anchors=numbers(anchors),
-        anchor_of=tuple(weighed[number].edit for number in anchors),
-        wanted=numbers(wanted),
-        row=numbers(row_of),
-        place=numbers([wanted.index(one) for one in place]),
-        target=numbers(target),
-        share=torch.tensor(share, dtype=exact(next(model.parameters()).dtype), device=device),
-    )
-    return [suffix]
-
-
-def _targets(
-    weighed: Sequence[_Weighed], at: int
-) -> tuple[list[int], list[int], list[int], list[float]]:
-    """Return for every target token its row, its position in the suffix, its id and its share of the loss."""
-    rows: list[int] = []
-    places: list[int] = []
-    targets: list[int] = []
-    shares: list[float] = []
-    for number, one in enumerate(weighed):
-        row = one.row
-        first = at + len(row.ids) - len(row.target) - row.lookup
-        rows += [number] * len(row.target)
-        places += range(first, first + len(row.target))
-        targets += row.target
-        shares += [one.share / max(len(row.target), 1)] * len(row.target)
-    return rows, places, targets, shares
-
-
-def _prefixes(model: nn.Module, rows: Sequence[Row], device: torch.device) -> tuple[Any, list[int]]:
-    """Return the KV cache of right-padded prefixes, and how many tokens of each row are in it.
+def _cache_of(model: nn.Module, ids: Tensor) -> Any:
+    """Return the KV cache of right-padded prefixes, or None where a model cannot read on from its own.
 
     Pads are masked later, and by causality change nothing.
     """
-    prefix_ids, _ = padded([row.ids[: row.lookup] for row in rows], device)
-    lookups = [row.lookup for row in rows]
-    if prefix_ids.shape[1] == 0:
-        return None, lookups
-    positions = torch.arange(prefix_ids.shape[1], device=prefix_ids.device).expand_as(prefix_ids)
-    options = _keeping(model, torch.zeros(1, dtype=torch.long, device=prefix_ids.device))
-    output = model(
-        input_ids=prefix_ids,
-        attention_mask=torch.ones_like(prefix_ids),
-        position_ids=positions,
-        use_cache=True,
-        **options,
-    )
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    nothing = ids.new_zeros(0)
+    with head_reads(model, ids.shape, nothing, nothing):
+        output = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            position_ids=positions,
+            use_cache=True,
+        )
     cache = getattr(output, "past_key_values", None)
-    return (cache, lookups) if goes_on(cache) else (None, [0 for _ in rows])
-
-
-def _keeping(model: nn.Module, wanted: Tensor) -> dict[str, Tensor]:
-    """Return the argument that limits logits to some positions, for models that know it."""
-    return {"logits_to_keep": wanted} if takes(model, "logits_to_keep") else {}
+    return cache if hasattr(cache, "layers") and goes_on(cache) else None
 
 
 def _borrowed(cache: Any) -> Any:
     """Return a cache that can be written to without changing the one it shares its tensors with."""
-    if cache is None or not hasattr(cache, "layers"):
-        return copy.deepcopy(cache)
+    if cache is None:
+        return None
     lent = copy.copy(cache)
     lent.layers = [copy.copy(layer) for layer in cache.layers]
     return lent

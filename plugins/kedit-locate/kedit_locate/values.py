@@ -1,35 +1,38 @@
 """Values: what the edited projection should write for the model to say the new target.
 
-For each edit a shift δ is added to what one site (an MLP's down-projection, or a whole block)
-writes at the subject's last token, and found by Adam on
+For each edit a shift δ is added to what a site (an MLP's down-projection, or a whole block) writes at
+the subject's last token, and found by Adam on
 
-    mean_i NLL(target | row i) + κ KL(P_δ ‖ P_0 at the anchor) + w ‖δ‖ / ‖h₀‖²,    ‖δ‖ ≤ c ‖h₀‖
+    mean_i NLL(target | row i) + κ KL(P_δ ‖ P_0 at the anchor) + Σ_sites w ‖δ‖ / ‖h₀‖²,    ‖δ‖ ≤ c ‖h₀‖
 
 where h₀ is what the site writes on the bare prompt (Meng et al., 2022, arXiv:2202.05262; the
-weights of the terms as in the authors' code). Every step runs from the subject's last token on
-(``suffix``).
+weights of the terms as in the authors' code). Every step runs from the subject's last token and from the
+site's layer on (``suffix``), for many edits at once (``lot``), of which those that are done drop out.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
 from kedit_core.errors import ModelError
-from kedit_core.progress import Progress
-from kedit_locate.capture import replaced_output
+from kedit_core.progress import Advance, Progress
 from kedit_locate.config import Search
+from kedit_locate.lot import Found, NotFiniteError, Site, opened, searched
+from kedit_locate.lower import blocks_below
+from kedit_locate.parts import read_parts
+from kedit_locate.picking import last_mlp
 from kedit_locate.rows import EditRows
-from kedit_locate.suffix import Suffix, exact, read_prefixes, run
+from kedit_locate.sizes import MEMORY, Sizes, out_of_memory, sizes_for
 
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
+__all__ = ["Site", "Sizes", "Values", "search_shifts", "search_values"]
 
 
 @frozen(kw_only=True)
 class Values:
-    """What the search found, one row an edit.
+    """What the search found for one site, one row an edit.
 
     Attributes:
         shift: δ (requests, width).
@@ -38,6 +41,9 @@ class Values:
         steps: (requests,) updates made.
         apart: rows of different lengths were read apart, because pads between them would have changed
             what the model says.
+        refusal: why the layers below the site ran at every step although a shift does not change them;
+            empty where they ran once, or where there is none.
+        sizes: how the edits were cut into lots; a search that is given them does the same sums.
     """
 
     shift: Tensor = field(repr=False)
@@ -45,6 +51,8 @@ class Values:
     nll: tuple[float, ...]
     steps: tuple[int, ...]
     apart: bool = False
+    refusal: str = ""
+    sizes: tuple[Sizes, ...] = ()
 
     @property
     def value(self) -> Tensor:
@@ -59,8 +67,11 @@ def search_values(
     search: Search,
     progress: Progress,
     norm: Tensor | None = None,
+    *,
+    memory: int = MEMORY,
+    sizes: Sequence[Sizes] = (),
 ) -> Values:
-    """Return the value of every edit, all searched for at once; together or alone they come out the same.
+    """Return the value of every edit at one site.
 
     Args:
         model: in ``eval`` mode, parameters without ``requires_grad``.
@@ -70,117 +81,123 @@ def search_values(
         progress: told of each step.
         norm: (requests,) ‖h₀‖ that clamp and decay are relative to; by default that of ``model``. The
             activations of a model that was edited often have grown.
+        memory: bytes that the search may take by estimate, beside the model.
+        sizes: how an earlier search was cut, for the same sums again.
 
     Raises:
         ModelError: the loss of an edit is no number, for example because the model overflows.
     """
-    suffixes = read_prefixes(model, edits)
-    base, anchor = _unshifted(model, suffixes, site, len(edits))  # (requests, width or vocabulary)
-    norm = base.norm(dim=1) if norm is None else norm.to(base)  # (requests,)
-    radius = search.clamp * norm
-    adam = _Adam(torch.zeros_like(base))
-    active = torch.ones(len(edits), dtype=torch.bool, device=base.device)
-    steps = torch.zeros(len(edits), dtype=torch.long, device=base.device)
-    with progress.task("searching values", search.steps, "steps") as advance:
-        for step in range(search.steps):
-            shift = adam.shift.detach().requires_grad_()
-            nll, divergence = _losses(model, suffixes, site, shift, anchor)
-            # The gradient of a norm at zero is nothing, not nan.
-            decay = search.decay * shift.norm(dim=1) / norm**2
-            loss = nll + search.kl * divergence + decay  # (requests,)
-            _check_finite(loss.detach())
-            active &= loss.detach() >= search.stop
-            if step == search.steps - 1 or not bool(active.any()):
-                break
-            adam.step(torch.autograd.grad(loss.sum(), shift)[0], search.lr, radius, active)
-            steps += active
-            advance(1)
-    return Values(
-        shift=adam.shift,
-        base=base,
-        nll=tuple(nll.detach().tolist()),
-        steps=tuple(steps.tolist()),
-        apart=len(suffixes) > 1,
-    )
+    where = Site(path=site, norm=norm)
+    return search_shifts(model, edits, [where], search, progress, memory=memory, sizes=sizes)[0]
 
 
-def _check_finite(loss: Tensor) -> None:
-    """Refuse a loss (requests,) that is no number: compared with the bound it would pass for done."""
-    if not bool(torch.isfinite(loss).all()):
-        number = int((~torch.isfinite(loss)).nonzero()[0])
+def search_shifts(
+    model: nn.Module,
+    edits: Sequence[EditRows],
+    sites: Sequence[Site],
+    search: Search,
+    progress: Progress,
+    *,
+    memory: int = MEMORY,
+    sizes: Sequence[Sizes] = (),
+) -> tuple[Values, ...]:
+    """Return the values of every edit at every site, one for each site; together or alone they come out alike.
+
+    Edits are searched for in lots that fit the memory; a lot for which there is not enough after all
+    is cut in half and begun again. Arguments and errors are those of :func:`search_values`.
+
+    Args:
+        model: as there.
+        edits: as there.
+        sites: modules that a shift each is added to, at the same time.
+        search: as there.
+        progress: told of each step of each edit.
+        memory: as there.
+        sizes: as there.
+    """
+    paths = [site.path for site in sites]
+    blocks, narrow = blocks_below(model, paths), last_mlp(model, paths)
+    chosen = sizes_for(model, edits, len(blocks), memory)
+    given = list(sizes)
+    lots: list[_Searched] = []
+    with progress.task("searching values", search.steps * len(edits), "steps") as advance:
+        start = 0
+        while start < len(edits):
+            size = given.pop(0) if given else chosen
+            size = evolve(size, edits=min(size.edits, len(edits) - start))
+            some = slice(start, start + size.edits)
+            if any(one.refusal for one in lots):
+                blocks, narrow = (), None
+            own = [_within(site, some) for site in sites]
+            cut = (search, blocks, narrow, size, advance, start)
+            one = _searched(model, edits[some], own, *cut)
+            if one is None:
+                chosen, given = size.halved(), []
+            else:
+                lots.append(one)
+                start += size.edits
+    return tuple(_values(lots, number) for number in range(len(sites)))
+
+
+@frozen(kw_only=True)
+class _Searched:
+    """A lot after its search.
+
+    Attributes:
+        found: its shifts.
+        sizes: how it was cut.
+        apart: rows of different lengths were read apart.
+        refusal: why no layer was skipped; else empty.
+    """
+
+    found: Found
+    sizes: Sizes
+    apart: bool
+    refusal: str
+
+
+def _searched(
+    model: nn.Module,
+    edits: Sequence[EditRows],
+    sites: Sequence[Site],
+    search: Search,
+    blocks: Sequence[str],
+    narrow: str | None,
+    size: Sizes,
+    advance: Advance,
+    start: int,
+) -> _Searched | None:
+    """Return what the search found for the lot that starts at some edit; None for want of memory."""
+    try:
+        parts = read_parts(model, edits, size.rows)
+        apart = any(part.apart for part in parts)
+        lot = opened(model, parts, sites, blocks, narrow=narrow, verify=start == 0)
+        found = searched(lot, search, advance)
+    except NotFiniteError as error:
         raise ModelError(
             "the search for a value",
-            f"the loss of edit {number} is not finite; the model overflows on its rows in this dtype",
-        )
+            f"the loss of edit {start + error.edit} is not finite; the model overflows on its rows in "
+            "this dtype",
+        ) from None
+    except RuntimeError as error:
+        if not out_of_memory(error) or size == size.halved():
+            raise
+        return None
+    return _Searched(found=found, sizes=size, apart=apart, refusal=lot.refusal)
 
 
-class _Adam:
-    """Adam on one shift an edit; edits that are done do not move, not even by momentum."""
-
-    def __init__(self, shift: Tensor) -> None:
-        self.shift = shift  # (requests, width)
-        self._mean = torch.zeros_like(shift)
-        self._square = torch.zeros_like(shift)
-        self._count = 0
-
-    def step(self, gradient: Tensor, lr: float, radius: Tensor, active: Tensor) -> None:
-        """Move the active shifts, then project each back to its radius (requests,)."""
-        self._count += 1
-        first, second = _BETAS
-        self._mean = first * self._mean + (1 - first) * gradient
-        self._square = second * self._square + (1 - second) * gradient**2
-        mean = self._mean / (1 - first**self._count)
-        square = self._square / (1 - second**self._count)
-        moved = self.shift - lr * mean / (square.sqrt() + _EPS)
-        norm = moved.norm(dim=1).clamp(min=torch.finfo(moved.dtype).tiny)
-        moved = moved * (radius / norm).clamp(max=1)[:, None]
-        self.shift = torch.where(active[:, None], moved, self.shift)
+def _within(site: Site, some: slice) -> Site:
+    return site if site.norm is None else evolve(site, norm=site.norm[some])
 
 
-@torch.no_grad()
-def _unshifted(
-    model: nn.Module, suffixes: Sequence[Suffix], site: str, requests: int
-) -> tuple[Tensor, Tensor]:
-    """Return what the site writes on the bare prompts, and the log-probabilities at the anchors."""
-    bases: dict[int, Tensor] = {}
-    anchors: dict[int, Tensor] = {}
-    for suffix in suffixes:
-        written: list[Tensor] = []
-
-        def look(hidden: Tensor, seen: list[Tensor] = written, of: Suffix = suffix) -> Tensor:
-            seen.append(hidden.reshape(*of.ids.shape, -1)[:, of.at])
-            return hidden
-
-        with replaced_output(model, site, look):
-            logits = run(model, suffix)
-        own = written[0].to(exact(written[0].dtype))  # (rows, width)
-        bases |= zip(suffix.bare_of, own[suffix.bare], strict=True)
-        said = torch.log_softmax(logits[suffix.anchors, 0], dim=-1)
-        anchors |= zip(suffix.anchor_of, said, strict=True)
-    every = range(requests)
-    return torch.stack([bases[n] for n in every]), torch.stack([anchors[n] for n in every])
-
-
-def _losses(
-    model: nn.Module, suffixes: Sequence[Suffix], site: str, shift: Tensor, anchor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return per edit the mean NLL of its target and the divergence at its anchor, (requests,) each."""
-    nll = torch.zeros(len(shift), dtype=shift.dtype, device=shift.device)
-    divergence = torch.zeros_like(nll)
-    for suffix in suffixes:
-
-        def shifted(hidden: Tensor, of: Suffix = suffix) -> Tensor:
-            flat = hidden.reshape(*of.ids.shape, -1)  # (rows, tokens, width)
-            before, here, after = torch.split(flat, [of.at, 1, flat.shape[1] - of.at - 1], dim=1)
-            here = here + shift[of.edit, None].to(flat.dtype)
-            return torch.cat([before, here, after], dim=1).reshape(hidden.shape)
-
-        with replaced_output(model, site, shifted):
-            logits = run(model, suffix)  # (rows, wanted, vocabulary)
-        said = torch.log_softmax(logits[suffix.row, suffix.place], dim=-1)  # (targets, vocabulary)
-        own = said.gather(1, suffix.target[:, None])[:, 0]
-        nll = nll.index_add(0, suffix.edit[suffix.row], -own * suffix.share.to(own.dtype))
-        now = torch.log_softmax(logits[suffix.anchors, 0], dim=-1)  # (anchors, vocabulary)
-        edits = suffix.edit[suffix.anchors]
-        divergence = divergence.index_add(0, edits, (now.exp() * (now - anchor[edits])).sum(-1))
-    return nll, divergence
+def _values(lots: Sequence[_Searched], site: int) -> Values:
+    """Return what was found in all lots for one site."""
+    return Values(
+        shift=torch.cat([one.found.shift[site] for one in lots]),
+        base=torch.cat([one.found.base[site] for one in lots]),
+        nll=tuple(chain.from_iterable(one.found.nll.tolist() for one in lots)),
+        steps=tuple(chain.from_iterable(one.found.steps.tolist() for one in lots)),
+        apart=any(one.apart for one in lots),
+        refusal=next((one.refusal for one in lots if one.refusal), ""),
+        sizes=tuple(one.sizes for one in lots),
+    )

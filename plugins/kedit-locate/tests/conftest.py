@@ -6,6 +6,7 @@ import torch
 from kedit_core import EditRequest
 from kedit_core.progress import Progress
 from kedit_core.testing import byte_level_tokenizer, tiny_model
+from kedit_core.testing.kernels import interpreter, write_compiled
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,3 +64,14 @@ class Diary(Progress):
 @pytest.fixture
 def diary():
     return Diary()
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    """Return ``call(function, *given)``, which runs the Triton side of an operator interpreted."""
+    with interpreter() as call:
+        yield call
+
+
+def pytest_terminal_summary(terminalreporter):
+    write_compiled(terminalreporter, "kedit-locate", "plugins/kedit-locate")

@@ -186,6 +186,45 @@ def test_a_moment_that_is_none_is_refused_in_words(value):
         factorise(value * torch.eye(3))
 
 
+@pytest.mark.parametrize("earlier", [0, 3, IN, IN + 5])
+@pytest.mark.parametrize("requests", [1, 4, IN, IN + 7])
+def test_every_path_of_the_solver_gives_the_closed_form(requests, earlier):
+    moment, keys, past = second_moment(), drawn(requests, IN), drawn(earlier, IN, seed=3)
+    residuals, penalty = drawn(requests, OUT, seed=1), 0.7
+    system = penalty * moment + past.T @ past + keys.T @ keys
+    expected = residuals.T @ keys @ torch.linalg.inv(system)
+    # Few keys are solved by a system of their own size, many by one as large as there are features.
+    update = product(ridge_update(keys, residuals, factorise(moment), penalty, past))
+    torch.testing.assert_close(update, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1), (3, 2), (IN, 1, 4)])
+def test_a_stream_with_history_is_the_one_batch_of_all_its_edits(sizes):
+    moment, penalty = second_moment(), 2.5
+    keys, values = drawn(sum(sizes), IN), drawn(sum(sizes), OUT, seed=1)
+    start, metric = drawn(OUT, IN, seed=5), factorise(moment)
+    at_once = start + product(ridge_update(keys, values - keys @ start.T, metric, penalty))
+    weight, done, forgetful = start, 0, start
+    for size in sizes:
+        own, wanted = keys[done : done + size], values[done : done + size]
+        step = ridge_update(own, wanted - own @ weight.T, metric, penalty, keys[:done])
+        weight = weight + product(step)
+        step = ridge_update(own, wanted - own @ forgetful.T, metric, penalty)
+        forgetful = forgetful + product(step)
+        done += size
+    torch.testing.assert_close(weight, at_once, rtol=1e-8, atol=1e-9)
+    assert (forgetful - at_once).norm() > 1e-2 * (at_once - start).norm()
+
+
+def test_a_linear_step_that_keeps_history_has_no_gradient_left():
+    moment, past = second_moment(), drawn(6, IN, seed=3)
+    keys, residuals, penalty = drawn(4, IN), drawn(4, OUT, seed=1), 0.4
+    update = product(ridge_update(keys, residuals, factorise(moment), penalty, past))
+    gradient = update @ (penalty * moment + past.T @ past)
+    gradient = gradient + (keys @ update.T - residuals).T @ keys
+    assert gradient.norm() < 1e-11 * (residuals.T @ keys).norm()
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_shared_shift_is_met_at_every_key_by_a_matrix_of_rank_one(count):
     keys, shift = drawn(count, IN), drawn(OUT, seed=1)

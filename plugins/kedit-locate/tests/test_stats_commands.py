@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from kedit_core import Editor, EditRequest, TensorCache, Weights, layout_of
+from kedit_core import TensorCache, Weights, layout_of
 from kedit_core.cli import main
 from kedit_core.models import open_with_transformers
 from kedit_core.progress import Progress
@@ -249,16 +249,3 @@ def test_a_model_that_is_not_there_is_the_users_error(kedit, tmp_path):
     code, _, err = kedit("build", tmp_path / "nowhere", "--layers", "0")
     assert code == 2
     assert err.startswith("kedit: ")
-
-
-def test_an_edit_through_an_editor_uses_what_was_built(folder, rows_of, diary):
-    rows_of("build", folder, "--layers", "1", *QUICK)
-    settings = {
-        "layer": 1,
-        "statistics": {"tokens": 200, "length": 16},
-        "context": {"count": 0},
-        "search": {"steps": 2},
-    }
-    editor = Editor.from_pretrained(folder, "rome", settings, progress=diary)
-    editor.edit(EditRequest(prompt="{} is in", subject="Oslo", target_new="Rome"))
-    assert diary.tasks == ["searching values"]

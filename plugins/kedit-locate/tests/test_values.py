@@ -21,9 +21,12 @@ from transformers import (
 from kedit_core import EditRequest, KeditError, encode, layout_of
 from kedit_core.digests import state_digest
 from kedit_core.progress import Progress
+from kedit_core.untouched import attachments
 from kedit_locate.config import Search
+from kedit_locate.parts import Part
 from kedit_locate.rows import EditRows, Row, edit_rows
-from kedit_locate.values import search_values
+from kedit_locate.sizes import MEMORY, sizes_for
+from kedit_locate.values import Site, Sizes, search_shifts, search_values
 
 PREFIXES = ("", "She was. ", "The Space Needle is in Seattle. ")
 FACTS = (
@@ -124,10 +127,12 @@ def test_the_search_is_torchs_adam_on_plain_whole_forwards(model, tokenizer, req
         model, site_of(model), tokenizer, request_, rows, search
     )
     found = search_one(model, rows, search)
+    # Llama's norm computes in float32, and one row stands for both the bare prompt and the anchor.
+    close = 1e-10 if model.config.model_type == "gpt2" else 1e-7
     torch.testing.assert_close(found.base[0], base, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(found.shift[0], shift, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(found.value[0], base + shift, rtol=1e-8, atol=1e-10)
-    assert found.nll[0] == pytest.approx(nll, rel=1e-10)
+    torch.testing.assert_close(found.shift[0], shift, rtol=100 * close, atol=close)
+    torch.testing.assert_close(found.value[0], base + shift, rtol=100 * close, atol=close)
+    assert found.nll[0] == pytest.approx(nll, rel=close)
     assert found.steps == (updates,) == (5,)
 
 
@@ -308,7 +313,7 @@ def test_a_search_that_is_broken_off_leaves_no_hook_behind(model, tokenizer, fac
     with pytest.raises(StopError):
         search_values(model, [rows], site_of(model), Search(), Impatient())
     assert state_digest(model) == before
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not attachments(model)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -433,3 +438,247 @@ def test_a_model_that_gives_no_cache_back_is_read_whole(model, tokenizer, monkey
     assert found.apart
     torch.testing.assert_close(found.shift, kept.shift, rtol=0, atol=1e-9)
     assert found.nll[0] == pytest.approx(kept.nll[0], abs=1e-9)
+
+
+# Many edits, little memory: lots and parts, and edits that drop out.
+
+
+def four_edits(tokenizer):
+    return [edit_rows(tokenizer, fact, PREFIXES[: n % 3 + 1]) for n, fact in enumerate(FACTS)]
+
+
+def stopping(model, edits, site, steps=12):
+    """Return a search in which some edits are done in the middle and others are not."""
+    options = {"lr": 0.1, "clamp": 0.5, "decay": 0.3, "kl": 0.5}
+    losses = search_values(
+        model, edits, site, Search(steps=steps // 2, stop=0.0, **options), Progress()
+    ).nll
+    return Search(steps=steps, stop=sorted(losses)[1], **options)
+
+
+def assert_same(found, expected, close=1e-9):
+    torch.testing.assert_close(found.shift, expected.shift, rtol=0, atol=close)
+    torch.testing.assert_close(found.base, expected.base, rtol=0, atol=close)
+    assert found.nll == pytest.approx(expected.nll, abs=close)
+    assert found.steps == expected.steps
+
+
+# Llama's norm computes in float32: sums of another shape may round to the next one there.
+def closeness(model):
+    return 1e-9 if model.config.model_type == "gpt2" else 1e-6
+
+
+def test_with_edits_dropping_out_values_are_those_of_all_rows_to_the_end(
+    model, tokenizer, monkeypatch
+):
+    edits, site = four_edits(tokenizer), site_of(model)
+    search = stopping(model, edits, site)
+    dropping = search_values(model, edits, site, search, Progress())
+    assert len(set(dropping.steps)) > 1
+    monkeypatch.setattr(Part, "only", lambda part, active: part)
+    assert_same(dropping, search_values(model, edits, site, search, Progress()), closeness(model))
+
+
+def test_rows_of_edits_that_are_done_are_in_no_later_forward(model, tokenizer):
+    edits, site = four_edits(tokenizer), site_of(model)
+    search, rows = stopping(model, edits, site), []
+    steps = search_values(model, edits, site, search, Progress()).steps
+    last = model.get_submodule(layout_of(model).layer(2).path)
+    last.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append((args or (kwargs["hidden_states"],))[0].shape[0]),
+        with_kwargs=True,
+    )
+    search_values(model, edits, site, search, Progress())
+    of_edit = [len(set(edit.rewrites)) + 1 for edit in edits]
+    of_edit = [
+        count - (edit.rewrites[0].prompt == edit.anchor.ids)
+        for count, edit in zip(of_edit, edits, strict=True)
+    ]
+    # The first forward of an edit is followed by one for each of its updates; the last is no update.
+    ran = [
+        sum(count for count, own in zip(of_edit, steps, strict=True) if own >= step)
+        for step in range(search.steps)
+    ]
+    total, all_rows = sum(rows), sum(of_edit)
+    assert sum(ran) < search.steps * all_rows
+    # Reading prefixes, one forward of all layers, and the one that verifies the first part.
+    assert sum(ran) <= total <= sum(ran) + 3 * all_rows
+
+
+@pytest.mark.parametrize("memory", [1, 200_000])
+def test_in_little_memory_values_are_those_of_all_edits_together(model, tokenizer, memory):
+    edits, site = four_edits(tokenizer), site_of(model)
+    search = stopping(model, edits, site)
+    together = search_values(model, edits, site, search, Progress())
+    assert [size.edits for size in together.sizes] == [4]
+    cut = search_values(model, edits, site, search, Progress(), memory=memory)
+    assert sum(size.edits for size in cut.sizes) == 4
+    if memory == 1:
+        assert cut.sizes == (Sizes(edits=1, rows=1),) * 4
+    assert_same(cut, together, closeness(model))
+
+
+def test_a_search_that_is_given_the_sizes_of_another_does_the_same_sums(model, tokenizer):
+    edits, site = four_edits(tokenizer), site_of(model)
+    search = stopping(model, edits, site)
+    sizes = (Sizes(edits=3, rows=2), Sizes(edits=1, rows=5))
+    first = search_values(model, edits, site, search, Progress(), sizes=sizes)
+    assert first.sizes == sizes
+    again = search_values(model, edits, site, search, Progress(), sizes=first.sizes)
+    assert torch.equal(first.shift, again.shift)
+    assert first.nll == again.nll
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+    ids=["on a GPU", "on a CPU", "on Linux"],
+)
+def test_where_memory_does_not_suffice_lots_are_halved_and_values_stay(model, tokenizer, error):
+    edits, site = four_edits(tokenizer), site_of(model)
+    search = stopping(model, edits, site)
+    together = search_values(model, edits, site, search, Progress())
+
+    def full(_, args, kwargs):
+        if kwargs["input_ids"].shape[0] > 2:
+            raise error
+
+    before = attachments(model)
+    handle = model.register_forward_pre_hook(full, with_kwargs=True)
+    cut = search_values(model, edits, site, search, Progress())
+    assert all(size.rows < together.sizes[0].rows for size in cut.sizes)
+    assert sum(size.edits for size in cut.sizes) == 4
+    again = search_values(model, edits, site, search, Progress(), sizes=cut.sizes)
+    handle.remove()
+    assert_same(cut, together, closeness(model))
+    assert torch.equal(cut.shift, again.shift)
+    assert attachments(model) == before
+
+
+def test_an_edit_for_which_no_memory_suffices_says_so(model, tokenizer, fact):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        search_one(model, edit_rows(tokenizer, fact, PREFIXES), FREE)
+
+
+def test_many_rows_of_many_edits_are_cut_to_the_memory(model, tokenizer, fact):
+    prefixes = [f"{'so ' * number}then. " for number in range(22)]
+    edits = [edit_rows(tokenizer, fact, prefixes)] * 256
+    sizes = [sizes_for(model, edits, 1, memory) for memory in (10**5, 10**6, 10**7, MEMORY)]
+    assert [size.edits for size in sizes] == sorted(size.edits for size in sizes)
+    assert [size.rows for size in sizes] == sorted(size.rows for size in sizes)
+    assert sizes[0].edits < sizes[-1].edits == 256
+    assert sizes_for(model, edits[:1], 1, MEMORY).rows == 23
+
+
+# Two sites at once.
+
+
+def plain_two(model, paths, tokenizer, request, rows, search, clamps, decays):
+    """Return both shifts by the formulas of PMET's code, without its own stop rule."""
+    seen = {}
+    handles = [
+        model.get_submodule(path).register_forward_hook(
+            lambda _, __, out, path=path: seen.setdefault(path, out[0, rows.rewrites[0].lookup])
+        )
+        for path in paths
+    ]
+    whole_forward(model, rows.rewrites[0].ids)
+    for handle in handles:
+        handle.remove()
+    bases = [seen[path] for path in paths]
+    shifts = [torch.zeros_like(base, requires_grad=True) for base in bases]
+    before = whole_forward(model, rows.anchor.ids)[rows.anchor.lookup].detach()
+    adam = torch.optim.Adam(shifts, lr=search.lr)
+    for step in range(search.steps):
+        loss = 0.0
+        for row in rows.rewrites:
+            with shifted(model, paths[0], row.lookup, shifts[0]):
+                own = plain_nll(model, paths[1], EditRows(rewrites=(row,), anchor=None), shifts[1])
+            loss = loss + own / len(rows.rewrites)
+        nll, place = loss, rows.anchor.lookup
+        with (
+            shifted(model, paths[0], place, shifts[0]),
+            shifted(model, paths[1], place, shifts[1]),
+        ):
+            now = whole_forward(model, rows.anchor.ids)[place]
+        loss = loss + search.kl * (now.exp() * (now - before)).sum()
+        for shift, base, decay in zip(shifts, bases, decays, strict=True):
+            loss = loss + decay * shift.norm() / base.norm() ** 2
+        if step == search.steps - 1:
+            return bases, [shift.detach() for shift in shifts], nll.item()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            for shift, base, clamp in zip(shifts, bases, clamps, strict=True):
+                shift.mul_((clamp * base.norm() / shift.norm()).clamp(max=1))
+    raise AssertionError("not reached")
+
+
+def test_two_sites_at_once_are_torchs_adam_on_plain_whole_forwards(model, tokenizer, fact):
+    layer = layout_of(model).layer(1)
+    paths = (layer.attention_out.path, layer.down.path)
+    rows = edit_rows(tokenizer, fact, PREFIXES)
+    search = Search(steps=6, lr=0.1, clamp=0.6, decay=0.3, kl=0.5, stop=0.0)
+    clamps, decays = (0.3, 0.6), (0.3, 0.1)
+    sites = [Site(path=paths[0], clamp=0.3), Site(path=paths[1], decay=0.1)]
+    bases, shifts, nll = plain_two(model, paths, tokenizer, fact, rows, search, clamps, decays)
+    found = search_shifts(model, [rows], sites, search, Progress())
+    close = closeness(model)
+    for number, clamp in enumerate(clamps):
+        torch.testing.assert_close(found[number].base[0], bases[number], rtol=0, atol=1e-11)
+        torch.testing.assert_close(found[number].shift[0], shifts[number], rtol=0, atol=close)
+        assert found[number].nll[0] == pytest.approx(nll, abs=close)
+        reach = float(found[number].shift.norm() / found[number].base.norm())
+        assert reach <= clamp * (1 + 1e-12)
+
+
+def test_the_norms_of_a_site_are_those_of_its_own_edits(model, tokenizer):
+    edits, path = four_edits(tokenizer), site_of(model)
+    norm = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    search = Search(steps=4, lr=1.0, clamp=1.0, decay=0.0, stop=0.0)
+    found = search_values(model, edits, path, search, Progress(), norm, memory=1)
+    torch.testing.assert_close(found.shift.norm(dim=1), norm, rtol=1e-9, atol=0)
+
+
+# A model in which a layer hears more of those below than hidden states.
+
+
+class Confiding(torch.nn.Module):
+    """Passes one number of each row on behind the hidden states' back."""
+
+    def __init__(self, block, told, listens):
+        super().__init__()
+        self.block, self.told, self.listens = block, told, listens
+
+    def forward(self, hidden, *args, **kwargs):
+        output = self.block(hidden, *args, **kwargs)
+        if self.listens:
+            return output * (1 + self.told.pop())
+        self.told.append(output[:, :1, :1])
+        return output
+
+
+def test_where_layers_cannot_be_skipped_all_run_and_the_values_say_so(tiny, tokenizer, fact):
+    model, told = tiny("gpt2"), []
+    rows, site = edit_rows(tokenizer, fact, PREFIXES[:1]), site_of(model)
+    search = Search(steps=4, lr=0.05, stop=0.0)
+    assert search_one(model, rows, search).refusal == ""
+    model.transformer.h[0] = Confiding(model.transformer.h[0], told, False)
+    model.transformer.h[2] = Confiding(model.transformer.h[2], told, True)
+    found = search_one(model, rows, search, site)
+    assert "without its lower layers it raises IndexError" in found.refusal
+    again = search_values(
+        model, [rows] * 3, site, search, Progress(), memory=1
+    )  # refused once, for all lots
+    assert again.refusal == found.refusal
+    torch.testing.assert_close(again.shift[2], found.shift[0], rtol=0, atol=1e-9)
+    assert found.nll[0] < search_one(model, rows, Search(steps=1), site).nll[0]

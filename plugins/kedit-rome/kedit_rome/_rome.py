@@ -97,4 +97,7 @@ def _notes(layer: int, prefixes: tuple[str, ...], values: Values, ridge: float) 
         "target_probability": probability,
         "ridge": ridge,
     }
-    return notes | ({"rows": _APART} if values.apart else {})
+    notes |= {"rows": _APART} if values.apart else {}
+    return notes | (
+        {"layers": f"all run at every step: {values.refusal}"} if values.refusal else {}
+    )

@@ -5,6 +5,7 @@ import torch
 
 from kedit_core import EditRequest
 from kedit_core.testing import byte_level_tokenizer, tiny_model
+from kedit_core.testing.kernels import write_compiled
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,19 +50,4 @@ def fact():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say how many kernels were compiled ahead of time, so that nobody has to count dots."""
-    found = {
-        value
-        for report in terminalreporter.getreports("passed")
-        for name, value in report.user_properties
-        if name == "compiled" and report.fspath.startswith("plugins/kedit-rome")
-    }
-    if found:
-        kernels, dtypes, architectures = (
-            sorted(set(column)) for column in zip(*found, strict=True)
-        )
-        terminalreporter.write_line(
-            f"kedit-rome: {len(found)} compiled ahead of time = {len(kernels)} kernels "
-            f"({', '.join(kernels)}) x {len(dtypes)} dtypes ({', '.join(dtypes)}) x "
-            f"{len(architectures)} architectures ({', '.join(architectures)})"
-        )
+    write_compiled(terminalreporter, "kedit-rome", "plugins/kedit-rome")

@@ -1,22 +1,17 @@
 """``per_row_rank_one``: its torch body, its Triton kernel under the interpreter, and its cubins."""
 
-import subprocess
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import pytest
 import torch
 
+from kedit_core.testing.kernels import (
+    CAPABILITIES,
+    ROUNDING,
+    TYPES,
+    compile_ahead,
+    interpreter,
+    run_alone,
+)
 from kedit_rome.kernels import per_row_rank_one
-
-TYPES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float64: "fp64",
-}
-ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float64: 1e-12}
 
 SIZES = {  # rows, tokens, in_features, out_features; a block of the kernel is 4 tokens, 512 features
     "one of everything": (1, 1, 1, 1),
@@ -35,17 +30,10 @@ SIZES = {  # rows, tokens, in_features, out_features; a block of the kernel is 4
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """Return the Triton side as a process computes it that was started with TRITON_INTERPRET=1.
-
-    The variable is read when triton is imported, and only that process ever has it.
-    """
     from kedit_rome import _triton
 
-    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as interpreter:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_INTERPRET", "1")
-            interpreter.submit(abs, 0).result()  # starts it
-        yield lambda *given: interpreter.submit(_triton.per_row_rank_one, *given).result()
+    with interpreter() as call:
+        yield lambda *given: call(_triton.per_row_rank_one, *given)
 
 
 @pytest.fixture(params=["torch body", "interpreted kernel"])
@@ -173,64 +161,43 @@ assert per_row_rank_one(y, x, u, v).tolist() == [[[3.0, 3.0]]]
 
 
 def test_everything_works_without_triton_and_the_plugin_loads_without_torch():
-    command = [sys.executable, "-c", WITHOUT_TRITON]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
+    assert run_alone(WITHOUT_TRITON) == ""
 
 
 # Ahead of time: a missing Triton is a failure here, not a reason to skip.
 
 INTEGERS = ("tokens", "in_features", "out_features")
-STRIDES = tuple(
-    f"{name}_{dim}"
-    for name, dims in {
-        "y": ("row", "token", "feature"),
-        "x": ("row", "token", "feature"),
-        "u": ("row", "feature"),
-        "v": ("row", "feature"),
-    }.items()
-    for dim in dims
-)
+FEATURE_STRIDES = ("y_feature", "x_feature", "u_feature", "v_feature")
+OTHER_STRIDES = ("y_row", "y_token", "x_row", "x_token", "u_row", "v_row")
 
 
 def compiled(dtype, capability, ones):
     """Compile the kernel as a launch would, arguments in ``ones`` known to be 1."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     from kedit_rome import _triton
 
     name, factors = TYPES[dtype], TYPES[torch.promote_types(dtype, torch.float32)]
-    pointers = dict.fromkeys(("out", "y", "x"), f"*{name}") | dict.fromkeys("uv", f"*{factors}")
+    pointers = dict.fromkeys(("out", "y", "x"), name) | dict.fromkeys("uv", factors)
     known = {
         "ACCUMULATOR": _triton.ACCUMULATORS[torch.promote_types(dtype, torch.float32)],
         "TOKENS": _triton.TOKENS,
         "FEATURES": _triton.FEATURES,
         **dict.fromkeys(ones, 1),
     }
-    signature = pointers | dict.fromkeys((*INTEGERS, *STRIDES), "i32")
-    signature |= dict.fromkeys(known, "constexpr")
-    source = ASTSource(fn=_triton.add_rank_one, signature=signature, constexprs=known)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    return compile_ahead(_triton.add_rank_one, pointers, known, capability)
 
 
-@pytest.fixture(autouse=True)
-def own_triton_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-
-
-@pytest.mark.parametrize("capability", [80, 90], ids=["sm_80", "sm_90"])
+@pytest.mark.parametrize("capability", CAPABILITIES, ids="sm_{}".format)
 @pytest.mark.parametrize("dtype", TYPES, ids=TYPES.values())
 def test_the_kernel_compiles_ahead_of_time(dtype, capability, record_property):
-    contiguous = [name for name in STRIDES if name.endswith("feature")]
-    found = compiled(dtype, capability, contiguous)
-    assert found.asm["cubin"][:4] == b"\x7fELF"
-    assert f".target sm_{capability}" in found.asm["ptx"]
-    assert found.metadata.shared <= 48 * 1024
+    found = compiled(dtype, capability, FEATURE_STRIDES)
+    assert found.cubin[:4] == b"\x7fELF"
+    assert f".target sm_{capability}" in found.ptx
+    assert found.shared <= 48 * 1024
     record_property("compiled", ("per_row_rank_one", TYPES[dtype], f"sm_{capability}"))
 
 
-@pytest.mark.parametrize("ones", [(), (*INTEGERS, *STRIDES)], ids=["any strides", "all sizes 1"])
+@pytest.mark.parametrize(
+    "ones", [(), (*INTEGERS, *FEATURE_STRIDES, *OTHER_STRIDES)], ids=["any strides", "all sizes 1"]
+)
 def test_the_kernel_compiles_for_unusual_sizes_and_strides(ones):
-    assert compiled(torch.bfloat16, 90, ones).asm["cubin"][:4] == b"\x7fELF"
+    assert compiled(torch.bfloat16, 90, ones).cubin[:4] == b"\x7fELF"

@@ -9,6 +9,7 @@ from kedit_core import Editor, EditRequest, KeditError, Plugins
 from kedit_core.cli import main
 from kedit_core.digests import state_digest
 from kedit_core.errors import ConfigError, RequestError
+from kedit_core.progress import Progress
 from kedit_rome.config import RomeConfig
 
 # In the last layer, where a subject that ends the prompt is all that is heard, an untrained model
@@ -180,3 +181,34 @@ def test_kedit_edit_writes_a_delta_that_an_editor_loads(tiny, tokenizer, tmp_pat
     (delta,) = Editor.from_pretrained(folder).load(out)
     assert delta.provenance.config["layer"] == 2
     assert delta.provenance.seed == 5
+
+
+class Diary(Progress):
+    """Remembers which long computations were begun."""
+
+    def __init__(self):
+        self.tasks = []
+
+    def task(self, description, total, unit=""):
+        self.tasks.append(description)
+        return super().task(description, total, unit)
+
+
+def test_an_edit_uses_the_statistics_that_a_command_collected(tiny, tokenizer, tmp_path):
+    folder = str(tmp_path / "model")
+    tiny("gpt2", dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    quick = ("--tokens", "200", "--length", "16")
+    with pytest.raises(SystemExit) as ended:
+        main(["locate", "stats", "build", folder, "--layers", "1", *quick])
+    assert ended.value.code == 0
+    settings = {
+        "layer": 1,
+        "statistics": {"tokens": 200, "length": 16},
+        "context": {"count": 0},
+        "search": {"steps": 2},
+    }
+    diary = Diary()
+    editor = Editor.from_pretrained(folder, "rome", settings, progress=diary)
+    editor.edit(FACTS[1])
+    assert diary.tasks == ["searching values"]
