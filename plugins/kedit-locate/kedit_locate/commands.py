@@ -7,6 +7,7 @@ import typer
 
 from kedit_core.cli.opening import Device, Dtype, Json, Model
 from kedit_core.plugins import Plugins
+from kedit_locate.config import Statistics
 
 locate = typer.Typer(help="Statistics for locate-then-edit methods.", no_args_is_help=True)
 stats = typer.Typer(
@@ -23,6 +24,10 @@ Tokens = Annotated[
     typer.Option("--tokens", min=1, help="How many; default: ten times the MLP's width."),
 ]
 Length = Annotated[int, typer.Option("--length", min=2, help="Tokens of one passage.")]
+Short = Annotated[
+    int | None,
+    typer.Option("--short", min=2, help="Half of the tokens come in passages of this length."),
+]
 
 
 @stats.command()
@@ -33,6 +38,7 @@ def build(
     corpus: Corpus = None,
     tokens: Tokens = None,
     length: Length = 64,
+    short: Short = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -41,9 +47,8 @@ def build(
     from kedit_locate.statistics import build_statistics, show_rows
 
     plugins: Plugins = context.obj
-    show_rows(
-        build_statistics(plugins, model, layers, corpus, tokens, length, dtype, device), as_json
-    )
+    wanted = Statistics(corpus=corpus, tokens=tokens, length=length, short=short)
+    show_rows(build_statistics(plugins, model, layers, wanted, dtype, device), as_json)
 
 
 @stats.command(name="list")
@@ -76,6 +81,7 @@ def import_(
     corpus: Corpus = None,
     tokens: Tokens = None,
     length: Length = 64,
+    short: Short = None,
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -84,5 +90,5 @@ def import_(
     from kedit_locate.statistics import import_statistics, show_rows
 
     plugins: Plugins = context.obj
-    row = import_statistics(plugins, model, file, layer, corpus, tokens, length, dtype, device)
-    show_rows([row], as_json)
+    wanted = Statistics(corpus=corpus, tokens=tokens, length=length, short=short)
+    show_rows([import_statistics(plugins, model, file, layer, wanted, dtype, device)], as_json)

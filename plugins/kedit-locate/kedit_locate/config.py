@@ -56,9 +56,13 @@ class Statistics:
         corpus: a text file; None lets the model sample its own text.
         tokens: how many; None for ten times the MLP's width.
         length: tokens of one passage.
+        short: half of the tokens come in passages of this length, which begin as prompts do; None takes
+            none. Keys differ with their place in a text, and an update may disturb those that were never
+            seen as it likes: prompts are short, other texts long.
     """
 
     metric: Literal["moments", "identity"] = "moments"
     corpus: str | None = None
     tokens: int | None = field(default=None, validator=validators.optional(validators.ge(1)))
     length: int = field(default=64, validator=validators.ge(2))
+    short: int | None = field(default=None, validator=validators.optional(validators.ge(2)))

@@ -35,16 +35,17 @@ class Corpus:
         return sum(map(len, self.passages))
 
 
-def corpus_name(corpus: str | None, tokens: int, length: int) -> str:
+def corpus_name(corpus: str | None, tokens: int, length: int, short: int | None = None) -> str:
     """Return what names a corpus: the content of its file, or that the model samples it itself.
 
     Raises:
         KeditError: the file cannot be read.
     """
+    cut = f"{tokens} tokens in passages of {length}" + (f" and {short}" if short else "")
     if corpus is None:
-        return f"self-sampled, seed {_SEED}, {tokens} tokens in passages of {length}"
+        return f"self-sampled, seed {_SEED}, {cut}"
     digest = hashlib.sha256(_text(corpus).encode()).hexdigest()[:16]
-    return f"file {digest}, {tokens} tokens in passages of {length}"
+    return f"file {digest}, {cut}"
 
 
 def read_corpus(
@@ -54,6 +55,7 @@ def read_corpus(
     tokens: int,
     length: int,
     progress: Progress,
+    short: int | None = None,
 ) -> Corpus:
     """Return ``tokens`` tokens of a text file, or of text that the model samples itself.
 
@@ -65,17 +67,25 @@ def read_corpus(
         length: tokens of one passage; where the tokenizer begins texts with a special token, so do
             passages.
         progress: told how far sampling is.
+        short: of half the tokens, the length of passages that begin as prompts do; None for none.
 
     Raises:
         KeditError: the file cannot be read or is empty.
     """
-    name = corpus_name(corpus, tokens, length)
+    name = corpus_name(corpus, tokens, length, short)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", length)  # type: ignore[union-attr,operator]
-    length = min(length, longest)
-    if corpus is None:
-        passages = _sampled(model, tokenizer, tokens, length, progress)
+    half = tokens if short is None else tokens - tokens // 2
+    length, brief = min(length, longest), min(short or longest, longest)
+    if corpus is not None:
+        text = _text(corpus)
+        passages = _cut(tokenizer, text, slice(half), length)
+        passages += _cut(tokenizer, text, slice(half, tokens), brief)
     else:
-        passages = _cut(tokenizer, _text(corpus), tokens, length)
+        passages = _sampled(model, tokenizer, half, length, progress)
+        # The model has to start from something; where prompts do not, neither do these.
+        first = 0 if beginning_of(tokenizer) else 1
+        more = _sampled(model, tokenizer, tokens - half, brief, progress, seed=_SEED + 1)
+        passages += tuple(passage[first:] for passage in more)
     if not passages:
         raise KeditError(f"corpus {corpus} holds no text")
     return Corpus(name=name, passages=passages)
@@ -90,10 +100,17 @@ def _text(corpus: str) -> str:
 
 
 def _sampled(
-    model: nn.Module, tokenizer: Any, tokens: int, length: int, progress: Progress
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: int,
+    length: int,
+    progress: Progress,
+    seed: int = _SEED,
 ) -> tuple[Tensor, ...]:
+    if not tokens:
+        return ()
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(seed)
     passages: list[Tensor] = []
     with progress.task("sampling text for statistics", tokens, "tokens") as advance:
         while (missing := tokens - len(passages) * length) > 0:
@@ -104,9 +121,9 @@ def _sampled(
     return tuple(passages)
 
 
-def _cut(tokenizer: Any, text: str, tokens: int, length: int) -> tuple[Tensor, ...]:
+def _cut(tokenizer: Any, text: str, part: slice, length: int) -> tuple[Tensor, ...]:
     # Long texts make transformers warn about the context length; passages keep to it.
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][part]
     first = beginning_of(tokenizer)
     step = length - len(first)
     return tuple(torch.tensor([*first, *ids[at : at + step]]) for at in range(0, len(ids), step))

@@ -103,7 +103,13 @@ def moments(
         with weights.original(), untouched(model):
             tokens = _tokens(downs[0], statistics)
             corpus = read_corpus(
-                model, tokenizer, statistics.corpus, tokens, statistics.length, progress
+                model,
+                tokenizer,
+                statistics.corpus,
+                tokens,
+                statistics.length,
+                progress,
+                statistics.short,
             )
             made = collect(model, [downs[place] for place in missing], corpus, progress)
         for place, moment in zip(missing, made, strict=True):
@@ -164,7 +170,9 @@ def moment_key(
     tokenizer: Any, down: Projection, statistics: Statistics, weights: Weights
 ) -> Mapping[str, Any]:
     """Return all that a second moment depends on, as the key of its cache file."""
-    corpus = corpus_name(statistics.corpus, _tokens(down, statistics), statistics.length)
+    corpus = corpus_name(
+        statistics.corpus, _tokens(down, statistics), statistics.length, statistics.short
+    )
     return {
         "model": weights.fingerprint,
         "tokenizer": tokenizer_fingerprint(tokenizer),

@@ -46,15 +46,12 @@ def build_statistics(
     plugins: Plugins,
     model: str,
     layers: str,
-    corpus: str | None,
-    tokens: int | None,
-    length: int,
+    wanted: Statistics,
     dtype: str | None,
     device: str | None,
 ) -> list[StatisticsRow]:
     """Collect the second moments of ``layers`` in one pass and return their rows."""
     editor = open_editor(plugins, model, None, dtype, device)
-    wanted = Statistics(corpus=corpus, tokens=tokens, length=length)
     downs = [editor.weights.layout.down_of(layer) for layer in _layers(layers)]
     moments(
         editor.model, editor.tokenizer, downs, wanted, editor.weights, editor.cache, editor.progress
@@ -75,9 +72,7 @@ def import_statistics(
     model: str,
     file: Path,
     layer: int,
-    corpus: str | None,
-    tokens: int | None,
-    length: int,
+    wanted: Statistics,
     dtype: str | None,
     device: str | None,
 ) -> StatisticsRow:
@@ -93,7 +88,6 @@ def import_statistics(
         raise KeditError(
             f"{file} is {len(moment.matrix)} wide, layer {layer} of {model} is {down.in_features}"
         )
-    wanted = Statistics(corpus=corpus, tokens=tokens, length=length)
     key = moment_key(editor.tokenizer, down, wanted, editor.weights)
     path = keep(moment, key, editor.cache)
     return _row(editor.cache, path, dict(key))

@@ -97,3 +97,24 @@ def test_a_byte_order_mark_is_no_text(model, tokenizer, tmp_path, file):
     marked.write_text("\ufeff" + TEXT, encoding="utf-8")
     found, plain = read(model, tokenizer, str(marked)), read(model, tokenizer, file)
     assert all(map(torch.equal, found.passages, plain.passages))
+
+
+def test_half_of_the_tokens_can_come_in_short_passages(model, tokenizer, file):
+    found = read_corpus(model, tokenizer, file, 100, 32, Progress(), 5)
+    assert found.tokens == 100
+    assert [len(passage) for passage in found.passages] == [32, 18, *[5] * 10]
+    assert torch.cat(found.passages).tolist() == tokenizer(TEXT)["input_ids"][:100]
+    assert found.name != read(model, tokenizer, file, length=32).name
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_short_passages_that_are_sampled_begin_as_prompts_do(
+    model, tokenizer, bos_tokenizer, starts
+):
+    reader = bos_tokenizer if starts else tokenizer
+    found = read_corpus(model, reader, None, 200, 32, Progress(), 8)
+    long, short = ([p for p in found.passages if (len(p) == 32) is kind] for kind in (True, False))
+    assert sum(map(len, long)) >= 100
+    first = {int(passage[0]) for passage in short}
+    assert (first == {start_token(reader)}) is starts
+    assert {len(passage) for passage in short} == {8 if starts else 7}

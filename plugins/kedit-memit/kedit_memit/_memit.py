@@ -29,7 +29,7 @@ from kedit_memit.config import MemitConfig
 _FROM, _TO = 0.12, 0.27
 """Where the layers are, as shares of the depth: about those of GPT-J (3-8 of 28) and Llama (4-8 of 32)."""
 
-_LEAST = 3
+_LEAST = 2
 
 
 def memit(

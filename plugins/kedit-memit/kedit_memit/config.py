@@ -12,6 +12,10 @@ def _ascending(_: object, __: object, layers: tuple[int, ...] | None) -> None:
         raise ValueError(f"layers are counted up from 0, each once: {list(layers)}")
 
 
+def _short_and_long() -> Statistics:
+    return Statistics(length=256, short=16)
+
+
 def _small_steps() -> Search:
     return Search(steps=20, lr=0.2, clamp=0.75, decay=0.1, stop=0.05)
 
@@ -46,5 +50,5 @@ class MemitConfig:
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=_small_steps)
     context: Context = field(factory=Context)
-    statistics: Statistics = field(factory=Statistics)
+    statistics: Statistics = field(factory=_short_and_long)
     seed: int = 0

@@ -140,7 +140,7 @@ def test_the_notes_say_what_was_reached_and_at_what_cost(tiny, tokenizer, facts)
     [
         (1, (0,)),
         (2, (0,)),
-        (6, (0, 1, 2)),
+        (6, (0, 1)),
         (12, (1, 2, 3)),
         (28, (3, 4, 5, 6, 7)),
         (32, (3, 4, 5, 6, 7, 8)),
