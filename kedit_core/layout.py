@@ -11,8 +11,6 @@ from kedit_core.trace import Call, is_additive, is_causal, is_parallel, trace
 from kedit_core.untouched import untouched
 from kedit_core.wrapped import adapted_paths, inner_model
 
-__all__ = ["LayerLayout", "ModelLayout", "Projection", "layout_of"]
-
 
 @frozen(kw_only=True)
 class ModelLayout:

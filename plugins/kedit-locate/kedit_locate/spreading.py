@@ -68,6 +68,7 @@ class Written:
         probability: (requests,) of each target at the end.
         searched: (requests,) mean NLL a token that the last search of each edit ended with.
         refusal: why a search ran the layers below its site; empty when it skipped them.
+        apart: rows of different lengths were read apart, because pads would have changed what is said.
     """
 
     parts: tuple[LowRank | Dense, ...]
@@ -76,6 +77,7 @@ class Written:
     probability: tuple[float, ...]
     searched: tuple[float, ...]
     refusal: str = ""
+    apart: bool = False
 
 
 def write_until_it_sticks(
@@ -101,11 +103,12 @@ def write_until_it_sticks(
     batch = _Batch(model, edits, plan, previous, weights)
     waiting = list(range(len(edits)))
     searched = [0.0] * len(edits)
-    passes, refusals = [], []
+    passes, refusals, apart = [], [], False
     for _ in range(plan.passes):
         with batch.shown():
             values = find([edits[n] for n in waiting], norms[waiting])
         refusals.append(values.refusal)
+        apart |= values.apart
         for n, nll in zip(waiting, values.nll, strict=True):
             searched[n] = nll
         batch.write(waiting, values.value)
@@ -123,6 +126,7 @@ def write_until_it_sticks(
         probability=tuple(said),
         searched=tuple(searched),
         refusal=next(filter(None, refusals), ""),
+        apart=apart,
     )
 
 

@@ -87,6 +87,10 @@ def _notes(
     }
     if written.refusal:
         notes["search"] = f"all layers ran at every step: {written.refusal}"
+    if written.apart:
+        notes["rows"] = (
+            "read one length at a time: pads between them would change what this model says"
+        )
     return notes
 
 
