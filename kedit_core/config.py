@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import cattrs
-from attrs import fields, has
+from attrs import NOTHING, Attribute, Factory, fields, has
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 from cattrs.v import format_exception
@@ -151,9 +151,33 @@ def _table(converter: cattrs.Converter, kind: type) -> Any:
     def structure(value: Any, of: Any) -> Any:
         if not isinstance(value, Mapping):
             raise TypeError(f"expected a table of settings, found {value!r}")
-        return fill(value, of)
+        return fill(_over_defaults(converter, value, kind), of)
 
     return structure
+
+
+def _over_defaults(
+    converter: cattrs.Converter, table: Mapping[str, Any], kind: type
+) -> dict[str, Any]:
+    """Return a table whose inner tables are laid over what ``kind`` holds there by default.
+
+    A method may give settings that it shares with others defaults of its own: naming one of them
+    must leave the rest as the method has them.
+    """
+    found = dict(table)
+    for attribute in fields(kind):
+        own, default = found.get(attribute.name), _default(attribute)
+        if isinstance(own, Mapping) and has(type(default)):
+            found[attribute.name] = merged(converter.unstructure(default), own)
+    return found
+
+
+def _default(attribute: "Attribute[Any]") -> Any:
+    """Return the default of a field, made anew; NOTHING where there is none or it needs the instance."""
+    made: Any = attribute.default
+    if not isinstance(made, Factory):  # type: ignore[arg-type]
+        return made
+    return NOTHING if made.takes_self else made.factory()
 
 
 def _strict(kind: type, allowed: tuple[type, ...]) -> Any:

@@ -37,6 +37,11 @@ class Settings:
 
 
 @frozen(kw_only=True)
+class Slow:
+    search: Search = field(factory=lambda: Search(steps=70, rate=0.1))
+
+
+@frozen(kw_only=True)
 class Ordered:
     low: int = 0
     high: int = 1
@@ -313,3 +318,15 @@ def test_a_file_that_is_no_preset_is_named(package, text):
 
 def test_a_module_that_is_no_package_has_no_presets():
     assert presets_of(json.decoder) == ()
+
+
+def test_naming_one_inner_setting_leaves_the_others_as_the_method_has_them() -> None:
+    assert load_config(Slow, {"search": {"rate": 0.2}}).search == Search(steps=70, rate=0.2)
+    assert load_config(Slow, {"search": {"steps": 5, "rate": 1.0}}).search == Search(
+        steps=5, rate=1.0
+    )
+
+
+def test_an_unknown_inner_setting_is_refused_beside_inner_defaults() -> None:
+    with pytest.raises(ConfigError, match="stepz"):
+        load_config(Slow, {"search": {"stepz": 5}})
