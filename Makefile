@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := kedit_core plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
-            plugins/kedit-memit/kedit_memit contrib/kedit-atlas/kedit_atlas
+            plugins/kedit-memit/kedit_memit plugins/kedit-pmet/kedit_pmet contrib/kedit-atlas/kedit_atlas
 
 .PHONY: demo test lint docs bench atlas clean
 
@@ -26,6 +26,10 @@ docs: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/rome_restored.py --model atlas:gpt2
 	$(BIN)/python tests/benchmarks/rome_restored.py --model atlas:llama
+	$(BIN)/python tests/benchmarks/locate_on_atlas.py atlas:gpt2 mass
+	$(BIN)/python tests/benchmarks/locate_on_atlas.py atlas:llama mass
+	$(BIN)/python tests/benchmarks/value_engine.py
+	$(BIN)/python tests/benchmarks/value_engine.py --shape gpt2-small --edits 40 --plain 2
 	$(BIN)/python tests/benchmarks/value_search.py
 	$(BIN)/python tests/benchmarks/undo.py
 	$(BIN)/python tests/benchmarks/list_methods.py

@@ -1,7 +1,7 @@
 """What surrounds a method's computation: the checks before it and the finish after it."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +30,7 @@ class Asked:
         config: an instance of its config class.
         chat: prompts are rendered.
         remove: ids of edits that a memory shall drop.
+        notes: of the delta of just these edits that is made again; empty where they are new.
     """
 
     method: str
@@ -37,6 +38,12 @@ class Asked:
     config: Any
     chat: bool
     remove: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(factory=dict, repr=False)
+
+    def only(self, kept: Sequence[EditRequest]) -> "Asked":
+        """Return the same with some of its requests; notes of more edits say nothing of fewer."""
+        notes = self.notes if len(kept) == len(self.requests) else {}
+        return evolve(self, requests=kept, notes=notes)
 
 
 def check_requests(

@@ -64,8 +64,10 @@ def compute_delta(
             *weights*
             all earlier deltas are in it; for a memory or a prompt its own is taken out.
         tokenizer: the model's.
-        batch: the requests without their probes, the ids of edits to drop (``batch.remove``), and
-            whether prompts are rendered through the chat template (``batch.chat``).
+        batch: the requests without their probes, the ids of edits to drop (``batch.remove``), whether
+            prompts are rendered through the chat template (``batch.chat``), and what the method noted
+            when it made the same edits before (``batch.notes``), such as how it cut them to fit the
+            memory.
         config: an instance of the method's config class.
         previous: this method's deltas in force, oldest first; for a memory at most one.
         weights: originals, the list in force, and ``temporarily`` for looking at a partly edited
@@ -75,6 +77,7 @@ def compute_delta(
 
     Returns:
         The new delta. Of a memory it holds the whole memory, of weights only what this batch adds.
+        Sentences under ``warnings`` in its notes are logged as warnings by core.
 
     Contract:
         - The batch comes without paraphrases and probes: nobody trains on the test.

@@ -17,6 +17,10 @@ T = TypeVar("T", str, str | None)
 _SUBJECT = "{}"
 
 
+def _read_only(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    return read_only(values)
+
+
 def _strings(values: Any) -> tuple[str, ...]:
     return (values,) if isinstance(values, str) else tuple(values)
 
@@ -149,12 +153,15 @@ class EditBatch:
         remove: ids of edits that a memory shall drop.
         step: how many batches came before, from 0.
         chat: prompts are rendered through the tokenizer's chat template.
+        notes: what the method noted when it made just these edits before; empty where they are new.
+            Read-only.
     """
 
     requests: tuple[EditRequest, ...] = field(converter=as_requests)
     remove: tuple[str, ...] = field(default=(), converter=_strings)
     step: int = 0
     chat: bool = False
+    notes: Mapping[str, Any] = field(factory=dict, converter=_read_only, hash=False, repr=False)
 
 
 def _filled(text: str, subject: str | None) -> str:

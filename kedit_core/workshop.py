@@ -1,5 +1,6 @@
 """The workshop: computes the deltas of one model, puts them in, and makes them again without some requests."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,11 @@ from kedit_core.requests import EditBatch, EditRequest
 from kedit_core.stack import Stack
 from kedit_core.untouched import Attachment, attachments, untouched
 from kedit_core.weights import Weights
+
+log = logging.getLogger(__name__)
+
+WARNINGS = "warnings"
+"""Under this name a method notes sentences that its user should read; they are logged as warnings."""
 
 
 class Workshop:
@@ -83,6 +89,7 @@ class Workshop:
             remove=asked.remove,
             step=sum(delta.method == method for delta in self.stack.history),
             chat=asked.chat,
+            notes=asked.notes,
         )
         hides = self.replaces(method)
         with (
@@ -105,7 +112,11 @@ class Workshop:
         memory = [r for delta in own for r in delta.requests if r.id not in asked.remove]
         package = next(row.package for row in self._plugins.rows() if row.name == method)
         after = tuple(delta.id for delta in self.stack.in_force())
-        return finish(found, asked, memory if hides else (), self._weights, after, package)
+        made = finish(found, asked, memory if hides else (), self._weights, after, package)
+        said = made.provenance.notes.get(WARNINGS)
+        for text in said if isinstance(said, list) else ():
+            log.warning("%s: %s", method, text)
+        return made
 
     def described(self, delta: Delta) -> Delta:
         """Return a delta that was just put in, with the digests of what it left in the model.
@@ -216,6 +227,7 @@ class Workshop:
             requests=[request for request in delta.requests if request.id not in earlier],
             config=load_config(self._plugins.info(delta.method).config, delta.provenance.config),
             chat=delta.provenance.chat,
+            notes=delta.provenance.notes,
         )
 
     def replay(self, start: Sequence[Delta], edits: Sequence[Asked]) -> None:
@@ -240,7 +252,7 @@ class Workshop:
         place = history.index(delta)
         new: tuple[Delta, ...] = ()
         if kept:
-            asked = evolve(self.asked_by(delta), requests=kept)
+            asked = self.asked_by(delta).only(kept)
             self.stack.settle(history[:place])
             new = (self.compute(asked),)
         self.stack.settle((*history[:place], *new, *history[place + 1 :]))
@@ -253,14 +265,14 @@ class Workshop:
         new: dict[str, Delta] = {}  # by the id of the delta whose place it takes
         if kept and self._plugins.info(method).removes:
             dropped = tuple(r.id for r in delta.requests if r.id not in names)
-            smaller = self.compute(evolve(self.asked_by(delta), requests=(), remove=dropped))
+            smaller = self.compute(evolve(self.asked_by(delta).only(()), remove=dropped))
             # One that held just as much already would make an undo that takes nothing out.
             new = {one.id: one for one in own if {r.id for r in one.requests} < names}
             new[delta.id] = smaller
         elif kept:
             asked = {one.id: self.asked_by(one) for one in own}
             left = {
-                name: evolve(one, requests=[r for r in one.requests if r.id in names])
+                name: one.only([r for r in one.requests if r.id in names])
                 for name, one in asked.items()
             }
             left = {name: one for name, one in left.items() if one.requests}

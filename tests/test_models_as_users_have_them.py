@@ -288,7 +288,9 @@ def test_with_accelerates_hooks_on_a_cpu_edits_are_those_without(family, tokeniz
     before = state_digest(model)
     editor = edit_of(model)
     delta = editor.edit(FACT)
-    assert delta.id == edit_of(build_loud(family)).edit(FACT).id
+    (part,), (plain,) = (one.parts for one in (delta, edit_of(build_loud(family)).edit(FACT)))
+    for factor in ("left", "right"):
+        torch.testing.assert_close(getattr(part, factor), getattr(plain, factor), rtol=0, atol=1e-3)
     assert [vars(module).get("forward") for module in model.modules()] == forwards
     editor.undo()
     assert state_digest(model) == before

@@ -92,19 +92,28 @@ def _show(
             console.print(f"{preset.name:<14} {preset.source}", markup=False)
 
 
-def settings_of(config: type, prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of an attrs configuration, nested ones under dotted names."""
+def settings_of(config: type, prefix: str = "", defaults: Any = None) -> Iterator[Setting]:
+    """Yield every setting of an attrs configuration, nested ones under dotted names.
+
+    Args:
+        config: the class.
+        prefix: of the names.
+        defaults: the instance that holds the defaults; None takes those of the class. A method may
+            nest settings with defaults of its own.
+    """
     resolve_types(config)
     about = _attribute_docs(config)
     for attribute in fields(config):
         name = prefix + attribute.name
+        default = _default(attribute) if defaults is None else getattr(defaults, attribute.name)
         if has(attribute.type):
-            yield from settings_of(attribute.type, f"{name}.")
+            own = default if isinstance(default, attribute.type) else None
+            yield from settings_of(attribute.type, f"{name}.", own)
         else:
             yield Setting(
                 name=name,
                 type=_type_name(attribute.type),
-                default=_default(attribute),
+                default=default,
                 about=about.get(attribute.name, ""),
             )
 

@@ -33,7 +33,7 @@ class ApplyingChecks:
     def test_in_a_chat_the_target_becomes_likely(self, bench: Bench) -> None:
         """With ``batch.chat`` the target becomes likelier after the prompt as the template renders it."""
         # These models never saw a chat, so how far behind the old answer was says nothing of a method.
-        pairs = [_edited(bench.editor(chat=True), request) for request in bench.requests[:2]]
+        pairs = [_edited(bench.editor(chat=True), request) for request in bench.requests[:4]]
         gain = prod(after / before for before, after in pairs) ** (1 / len(pairs))
         assert gain > _GAIN, f"in a chat targets become {gain:.2f} times as likely, not {_GAIN}"
 

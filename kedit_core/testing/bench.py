@@ -26,10 +26,10 @@ from kedit_core.testing.states import State, names_of, state_of
 from kedit_core.testing.training import trained_model
 
 _TEMPLATE = (
-    "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}\n{% endif %}"
 )
-"""A chat template as plain as can be: every turn is a line."""
+"""A chat template as plain as can be: small models that never saw a chat have to answer behind it."""
 
 
 @frozen(kw_only=True)

@@ -24,6 +24,7 @@ import torch
 import typer
 from attrs import frozen
 from operator_work import name_of, works_of
+from plain_values import plain_search
 from random_models import (
     SHAPES,
     Machine,
@@ -38,7 +39,6 @@ from random_models import (
 )
 from rich.console import Console
 from torch import Tensor
-from value_search import plain_search
 
 from kedit_core import Editor, Plugins, TensorCache, layout_of
 from kedit_core.errors import UnknownMethodError

@@ -51,7 +51,15 @@ ORIGINAL = {
     "keys": "half",
     "penalty": 100.0,
     "context": {"lengths": [10], "count": 5},
-    "search": {"steps": 25, "lr": 0.5, "clamp": 3.0, "decay": 0.1},
+    "search": {
+        "direction": "adam",
+        "steps": 25,
+        "lr": 0.5,
+        "clamp": 3.0,
+        "decay": 0.1,
+        "stop": 0.05,
+    },
+    "statistics": {"metric": "moments", "per_feature": 10},
 }
 BARS: Mapping[tuple[str, str, int], tuple[float, ...]] = {
     ("atlas:llama", "restored", 1): (97, 93, 97.5),
@@ -84,6 +92,7 @@ class Bench:
     def __init__(
         self, model: str, method: str, settings: Mapping[str, Any], text: Path, progress: Progress
     ) -> None:
+        self.model = model
         self._plugins = Plugins.installed()
         with quiet_transformers():
             self.editor = Editor.from_pretrained(
@@ -109,6 +118,10 @@ class Bench:
             perplexity=means["perplexity"] / self._start["perplexity"],
             seconds=seconds,
         )
+
+    def drift(self) -> float:
+        """Return by which share the norm of the touched weights has grown."""
+        return self.editor.evaluate([], {"drift": {}}).means().get("drift", 0.0)
 
     def restored(self, facts: Sequence[EditRequest]) -> Iterator[Judged]:
         """Yield one judgement: the means over edits, each alone in the model."""

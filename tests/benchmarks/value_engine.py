@@ -21,9 +21,10 @@ from time import process_time
 import torch
 import typer
 from attrs import frozen
+from plain_values import plain_search
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from kedit_core import Editor, Plugins
@@ -31,9 +32,8 @@ from kedit_core.cli.screen import quiet_transformers
 from kedit_core.layout import layout_of
 from kedit_core.progress import Progress
 from kedit_core.untouched import at_rest
-from kedit_locate.capture import replaced_output
 from kedit_locate.config import Context, Search
-from kedit_locate.rows import EditRows, Row, edit_rows, padded
+from kedit_locate.rows import EditRows, Row, edit_rows
 from kedit_locate.templates import context_prefixes
 from kedit_locate.values import search_values
 
@@ -64,56 +64,6 @@ def memory(kind: str) -> float:
     """Return a size of this process in megabytes, as Linux counts it."""
     lines = STATUS.read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(kind))
-
-
-def plain_search(model: nn.Module, edit: EditRows, site: str, search: Search) -> float:
-    """Return the target's NLL at the shift that whole forwards of all rows find."""
-    rows = [*edit.rewrites, edit.anchor]
-    ids, mask = padded([row.ids for row in rows], "cpu")
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    places = torch.tensor([row.lookup for row in rows])
-    every = torch.arange(len(rows))
-    count = len(edit.rewrites[0].target)
-    targets = torch.tensor([row.target for row in edit.rewrites])  # (rewrites, tokens)
-    said_at = torch.tensor([[len(row.ids) - count + n for n in range(count)] for row in rows[:-1]])
-    base = first = torch.empty(0)
-
-    def run(shift: Tensor) -> Tensor:
-        nonlocal base
-
-        def change(hidden: Tensor) -> Tensor:
-            nonlocal base
-            base = hidden[0, places[0]].detach() if not len(base) else base
-            hidden = hidden.clone()
-            hidden[every, places] += shift
-            return hidden
-
-        with replaced_output(model, site, change):
-            output = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-            )
-        return output.logits.log_softmax(-1)
-
-    shift = torch.zeros(model.config.hidden_size, requires_grad=True)
-    adam = torch.optim.Adam([shift], lr=search.lr)
-    nll = torch.zeros(())
-    for step in range(search.steps):
-        last = step == search.steps - 1
-        with torch.set_grad_enabled(not last):
-            said = run(shift)
-            nll = -said[every[:-1, None], said_at, targets].mean()
-            now = said[-1, places[-1]]
-        first = now.detach() if not len(first) else first
-        if last:
-            break
-        decay = search.decay * shift.norm() / base.norm() ** 2
-        loss = nll + search.kl * (now.exp() * (now - first)).sum() + decay
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            shift *= (search.clamp * base.norm() / shift.norm()).clamp(max=1)
-    return float(nll)
 
 
 def opened(shape: str, count: int) -> tuple[nn.Module, list[EditRows]]:
@@ -170,7 +120,7 @@ def run(
     with at_rest(model):
         engine(rows[:1])  # what happens once in a process happens here
         plainly = timed(
-            lambda: tuple(plain_search(model, one, site, search) for one in rows[:plain])
+            lambda: tuple(plain_search(model, one, site, search).nll for one in rows[:plain])
         )
         alone = timed(lambda: tuple(nll for one in rows[:plain] for nll in engine([one])))
         together = timed(lambda: engine(rows))

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import field, frozen
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from kedit_core.cli import main
 from kedit_core.cli.app import application
 from kedit_core.cli.screen import print_json
+from kedit_core.cli.show import settings_of
 from kedit_core.delta_files import load_deltas
 
 PLUGIN = '''
@@ -252,6 +254,23 @@ def test_show_in_json_is_one_document(kedit):
     assert found["needs"] == ["subject"]
     assert [field["name"] for field in found["config"]] == ["strength", "layers", "mode", "doubled"]
     assert found["config"][1]["default"] == [-1]
+
+
+@frozen(kw_only=True)
+class Inner:
+    steps: int = 70
+    rate: float = 0.5
+
+
+@frozen(kw_only=True)
+class Outer:
+    search: Inner = field(factory=lambda: Inner(steps=20))
+    again: Inner = field(factory=Inner)
+
+
+def test_settings_inside_others_show_the_defaults_that_their_method_gives_them():
+    shown = {one.name: one.default for one in settings_of(Outer)}
+    assert shown == {"search.steps": 20, "search.rate": 0.5, "again.steps": 70, "again.rate": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,19 @@
-"""``kedit locate``: second moments, built before they are needed."""
+"""``kedit locate``: second moments, built before they are needed; tracing, which shows where to edit."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from kedit_core.cli.opening import Device, Dtype, Json, Model
+from kedit_core.cli.opening import Chat, Device, Dtype, Json, Layout, Limit, Model, read
 from kedit_core.plugins import Plugins
 from kedit_locate.config import Statistics
 
-locate = typer.Typer(help="Statistics for locate-then-edit methods.", no_args_is_help=True)
+locate = typer.Typer(
+    help="Where facts are, and statistics for methods that edit there.", no_args_is_help=True
+)
 stats = typer.Typer(
-    help="Second moments of keys: build, list, verify, import.", no_args_is_help=True
+    help="Second moments of keys: build, list, verify, import, judge.", no_args_is_help=True
 )
 locate.add_typer(stats, name="stats")
 
@@ -28,6 +30,70 @@ Short = Annotated[
     int | None,
     typer.Option("--short", min=2, help="Half of the tokens come in passages of this length."),
 ]
+Metric = Annotated[
+    Literal["moments", "leverage"],
+    typer.Option(
+        "--metric", help="moments, or leverage: rare keys count for more, as many edits need."
+    ),
+]
+Facts = Annotated[
+    str,
+    typer.Option(
+        "--requests",
+        help="A file of JSON lines, or a name such as atlas:editable; target_true is the answer.",
+    ),
+]
+Picture = Annotated[
+    Path | None, typer.Option("--out", help="Draw a heat map: a name ending in .svg or .png.")
+]
+States = Annotated[str, typer.Option("--states", help="What is restored: hidden, mlp, attention.")]
+Noise = Annotated[
+    float, typer.Option("--noise", min=0, help="Its size, in standard deviations of embeddings.")
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        "--window",
+        min=1,
+        help="Layers whose MLPs or attentions are restored together; default: a fifth.",
+    ),
+]
+
+
+@locate.command()
+def trace(
+    context: typer.Context,
+    model: Model,
+    requests: Facts,
+    out: Picture = None,
+    states: States = "hidden,mlp,attention",
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of the noise.")] = 10,
+    noise: Noise = 3.0,
+    window: Window = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 0,
+    limit: Limit = None,
+    chat: Chat = False,
+    layout: Layout = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Show at which tokens and layers facts are looked up, and propose layers to edit."""
+    from kedit_locate.heat_map import check_picture
+    from kedit_locate.trace_report import Opening, show_report, states_named, traced, write_picture
+    from kedit_locate.tracing import Tracing
+
+    plugins: Plugins = context.obj
+    if out is not None:
+        check_picture(out)
+    wanted = states_named(states)
+    asked = read(plugins, requests, limit)
+    settings = Tracing(samples=samples, noise=noise, window=window, seed=seed)
+    opening = Opening(model=model, layout=layout, dtype=dtype, device=device)
+    report = traced(plugins, opening, requests, asked, settings, wanted, chat=chat)
+    if out is not None:
+        write_picture(report, out)
+    show_report(report, as_json)
 
 
 @stats.command()
@@ -39,6 +105,7 @@ def build(
     tokens: Tokens = None,
     length: Length = 64,
     short: Short = None,
+    metric: Metric = "moments",
     dtype: Dtype = None,
     device: Device = None,
     as_json: Json = False,
@@ -47,8 +114,39 @@ def build(
     from kedit_locate.statistics import build_statistics, show_rows
 
     plugins: Plugins = context.obj
-    wanted = Statistics(corpus=corpus, tokens=tokens, length=length, short=short)
+    wanted = Statistics(metric=metric, corpus=corpus, tokens=tokens, length=length, short=short)
     show_rows(build_statistics(plugins, model, layers, wanted, dtype, device), as_json)
+
+
+@stats.command(name="sufficiency")
+def sufficiency_(
+    context: typer.Context,
+    model: Model,
+    layers: Annotated[str, typer.Option("--layers", help="For example 5, 3,4,5 or 3-8.")],
+    requests: Annotated[
+        str | None,
+        typer.Option(
+            "--requests", help="Solve for these subjects' keys; default: keys of sampled text."
+        ),
+    ] = None,
+    limit: Limit = None,
+    corpus: Corpus = None,
+    tokens: Tokens = None,
+    length: Length = 64,
+    short: Short = None,
+    metric: Metric = "moments",
+    dtype: Dtype = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether more tokens are worth it: how edits from half of the text differ from those from all."""
+    from kedit_locate.statistics import show_sufficiency, sufficiency_of
+
+    plugins: Plugins = context.obj
+    asked = None if requests is None else read(plugins, requests, limit)
+    wanted = Statistics(metric=metric, corpus=corpus, tokens=tokens, length=length, short=short)
+    found = sufficiency_of(plugins, model, layers, wanted, asked, dtype, device)
+    show_sufficiency(found, as_json)
 
 
 @stats.command(name="list")

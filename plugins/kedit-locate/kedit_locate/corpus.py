@@ -1,6 +1,8 @@
 """The text that second moments are taken from."""
 
 import hashlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,13 @@ from kedit_locate.sampling import sample, start_token
 _ROWS = 64  # sampled side by side
 _SEED = 0
 
+Keep = Callable[[Mapping[str, Any], Callable[[], dict[str, Tensor]]], Mapping[str, Tensor]]
+"""Returns the tensors of a key, kept or made."""
+
+
+def _anew(_: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> Mapping[str, Tensor]:
+    return make()
+
 
 @frozen(kw_only=True)
 class Corpus:
@@ -24,15 +33,23 @@ class Corpus:
     Attributes:
         name: what it is, for people and for the keys of caches.
         passages: ids (tokens,) of each; all tokens count.
+        short: how many passages, the last ones, are of another kind: they begin as prompts do.
     """
 
     name: str
     passages: tuple[Tensor, ...] = field(repr=lambda passages: f"<{len(passages)} passages>")
+    short: int = 0
 
     @property
     def tokens(self) -> int:
         """Return the number of tokens."""
         return sum(map(len, self.passages))
+
+    @property
+    def kinds(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the passages of each kind."""
+        first = len(self.passages) - self.short
+        return self.passages[:first], self.passages[first:]
 
 
 def corpus_name(corpus: str | None, tokens: int, length: int, short: int | None = None) -> str:
@@ -56,6 +73,7 @@ def read_corpus(
     length: int,
     progress: Progress,
     short: int | None = None,
+    keep: Keep = _anew,
 ) -> Corpus:
     """Return ``tokens`` tokens of a text file, or of text that the model samples itself.
 
@@ -68,6 +86,7 @@ def read_corpus(
             passages.
         progress: told how far sampling is.
         short: of half the tokens, the length of passages that begin as prompts do; None for none.
+        keep: keeps what was sampled, so that sampling goes on where it was interrupted.
 
     Raises:
         KeditError: the file cannot be read or is empty.
@@ -79,16 +98,16 @@ def read_corpus(
     if corpus is not None:
         text = _text(corpus)
         passages = _cut(tokenizer, text, slice(half), length)
-        passages += _cut(tokenizer, text, slice(half, tokens), brief)
+        more = _cut(tokenizer, text, slice(half, tokens), brief)
     else:
-        passages = _sampled(model, tokenizer, half, length, progress)
+        passages = _sampled(model, tokenizer, half, length, progress, keep, _SEED)
         # The model has to start from something; where prompts do not, neither do these.
         first = 0 if beginning_of(tokenizer) else 1
-        more = _sampled(model, tokenizer, tokens - half, brief, progress, seed=_SEED + 1)
-        passages += tuple(passage[first:] for passage in more)
+        more = _sampled(model, tokenizer, tokens - half, brief, progress, keep, _SEED + 1)
+        more = tuple(passage[first:] for passage in more)
     if not passages:
         raise KeditError(f"corpus {corpus} holds no text")
-    return Corpus(name=name, passages=passages)
+    return Corpus(name=name, passages=passages + more, short=len(more))
 
 
 def _text(corpus: str) -> str:
@@ -105,18 +124,27 @@ def _sampled(
     tokens: int,
     length: int,
     progress: Progress,
-    seed: int = _SEED,
+    keep: Keep,
+    seed: int,
 ) -> tuple[Tensor, ...]:
     if not tokens:
         return ()
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     passages: list[Tensor] = []
+
+    def make(rows: int) -> dict[str, Tensor]:
+        start = torch.full((rows, 1), start_token(tokenizer), device=device)
+        ids = sample(model, start, length - 1, generator)  # (rows, length)
+        return {"ids": ids.cpu(), "state": generator.get_state()}
+
     with progress.task("sampling text for statistics", tokens, "tokens") as advance:
         while (missing := tokens - len(passages) * length) > 0:
             rows = min(_ROWS, -(-missing // length))
-            start = torch.full((rows, 1), start_token(tokenizer), device=device)
-            passages += sample(model, start, length - 1, generator).cpu()
+            key = {"seed": seed, "length": length, "after": len(passages), "rows": rows}
+            kept = keep(key, partial(make, rows))
+            generator.set_state(kept["state"])
+            passages += kept["ids"]
             advance(rows * length)
     return tuple(passages)
 

@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from kedit_core import Delta
 from kedit_core.pieces import Projection
+from kedit_core.progress import Advance
 from kedit_core.tokens import check_context
 from kedit_locate.capture import inputs_of, output_of
 from kedit_locate.rows import EditRows, Row, padded
@@ -15,6 +17,7 @@ Columns = Literal["both", "half"]
 """Which keys stand for an edit: see :func:`columns_of`."""
 
 _ROWS = 256  # rows of one forward
+_EDITS = 256  # whose rows are read before any of them is given up for its columns
 
 
 @torch.no_grad()
@@ -46,7 +49,11 @@ def written_by(model: nn.Module, rows: Sequence[Row], path: str) -> Tensor:
 
 
 def columns_of(
-    model: nn.Module, edits: Sequence[EditRows], down: Projection, columns: Columns
+    model: nn.Module,
+    edits: Sequence[EditRows],
+    down: Projection,
+    columns: Columns,
+    advance: Advance | None = None,
 ) -> Tensor:
     """Return the keys that stand for each edit, (requests, columns, in_features).
 
@@ -59,16 +66,39 @@ def columns_of(
         edits: rows of each edit.
         down: the projection to edit.
         columns: which.
+        advance: told how many edits more were read.
     """
-    rows = [row for edit in edits for row in (edit.anchor, *edit.rewrites)]
-    counts = [1 + len(edit.rewrites) for edit in edits]
-    found = torch.split(keys_of(model, rows, down), counts)
-    return torch.stack([_columns(own[0], own[1], own[2:], columns) for own in found])
+    found = []
+    for start in range(0, len(edits), _EDITS):
+        some = edits[start : start + _EDITS]
+        rows = [row for edit in some for row in (edit.anchor, *edit.rewrites)]
+        counts = [1 + len(edit.rewrites) for edit in some]
+        keys = torch.split(keys_of(model, rows, down), counts)
+        found.append(torch.stack([_columns(own[0], own[1], own[2:], columns) for own in keys]))
+        if advance is not None:
+            advance(len(some))
+    return torch.cat(found)
+
+
+def carried(previous: Sequence[Delta], down: Projection) -> Tensor:
+    """Return the keys that earlier deltas wrote at, (earlier keys, in_features).
+
+    Args:
+        previous: the deltas, oldest first; their keys are in ``carry``.
+        down: the projection.
+    """
+    held = [delta.carry[down.path] for delta in previous if down.path in delta.carry]
+    return torch.cat(held) if held else torch.zeros(0, down.in_features)
 
 
 def mean_key(keys: Tensor) -> Tensor:
     """Return the mean of an edit's keys (rows, in_features), every row alike: (in_features,)."""
     return keys.mean(0)
+
+
+def count_of(columns: Columns) -> int:
+    """Return how many keys stand for an edit."""
+    return 2 if columns == "both" else 1
 
 
 def _columns(anchor: Tensor, bare: Tensor, prefixed: Tensor, columns: Columns) -> Tensor:
@@ -80,14 +110,21 @@ def _columns(anchor: Tensor, bare: Tensor, prefixed: Tensor, columns: Columns) -
 def _at_lookups(
     model: nn.Module, rows: Sequence[Row], read: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Return what ``read`` finds at the lookup token of every row, (rows, features)."""
-    check_context(model, max(len(row.ids) for row in rows))
+    """Return what ``read`` finds at the lookup token of every row, (rows, features).
+
+    Equal rows are read once, and those of like length together.
+    """
+    prompts = sorted({row.prompt for row in rows}, key=lambda prompt: (len(prompt), prompt))
+    check_context(model, len(prompts[-1]))
+    device = next(model.parameters()).device
     found = []
-    for start in range(0, len(rows), _ROWS):
-        part = [row.prompt for row in rows[start : start + _ROWS]]
-        ids, mask = padded(part, next(model.parameters()).device)
+    for start in range(0, len(prompts), _ROWS):
+        part = prompts[start : start + _ROWS]
+        ids, mask = padded(part, device)
         states = read(ids, mask)  # (rows, tokens, features)
         last = mask.sum(1) - 1
         found.append(states[torch.arange(len(part), device=last.device), last])
     states = torch.cat(found)
+    places = {prompt: place for place, prompt in enumerate(prompts)}
+    states = states[torch.tensor([places[row.prompt] for row in rows], device=states.device)]
     return states.to(torch.promote_types(states.dtype, torch.float32))

@@ -9,14 +9,15 @@ from contextlib import ExitStack
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from kedit_core.progress import Advance
 from kedit_locate.adam import Adam
 from kedit_locate.capture import replaced_output
 from kedit_locate.config import Search
+from kedit_locate.descent import Descent
 from kedit_locate.parts import Part
-from kedit_locate.suffix import Entered, enter, exact, run
+from kedit_locate.saying import exact, losses, losses_of
+from kedit_locate.suffix import Entered, enter, read, run
 
 
 @frozen(kw_only=True)
@@ -106,7 +107,8 @@ def opened(
         bare = part.edit[part.bare].tolist()
         for base, own in zip(bases, written, strict=True):
             base.update(zip(bare, own.to(exact(own.dtype))[part.bare], strict=True))
-        said = torch.log_softmax(entered.logits[len(part.target) :], dim=-1)
+        logits = entered.logits[len(entered.logits) - len(part.anchor) :]
+        said = torch.log_softmax(logits, dim=-1)  # (anchors, vocabulary)
         anchors |= zip(part.edit[part.anchor].tolist(), said, strict=True)
         ready.append(part.on(entered.suffix))
     every = range(len(anchors))
@@ -131,14 +133,14 @@ def searched(lot: Lot, search: Search, advance: Advance) -> Found:
     Raises:
         NotFiniteError: the loss of an edit is no number.
     """
-    adams, decay = _prepared(lot, search)
+    moves, decay = _prepared(lot, search)
     parts: Sequence[Part] = lot.parts
     nll = lot.base[0].new_zeros(len(lot.anchor))
     active = torch.ones_like(nll, dtype=torch.bool)
     steps = torch.zeros_like(nll, dtype=torch.long)
     for step in range(search.steps):
         last = step == search.steps - 1
-        shifts = [adam.shift.detach().requires_grad_() for adam in adams]
+        shifts = [one.shift.detach().requires_grad_() for one in moves]
         gradients = _Gradients(shifts)
         with torch.set_grad_enabled(not last):
             gradients.follow(decay(shifts))
@@ -153,13 +155,13 @@ def searched(lot: Lot, search: Search, advance: Advance) -> Found:
         active = active & ~done
         if last or not bool(active.any()):
             break
-        for adam, gradient in zip(adams, gradients.all(), strict=True):
-            adam.step(gradient, search.lr, active)
+        for one, gradient in zip(moves, gradients.all(), strict=True):
+            one.step(gradient, search.lr, active)
         steps += active
         advance(int(active.sum()))
         if bool(done.any()):
             parts = [kept for part in parts if (kept := part.only(active))]
-    return Found(base=lot.base, shift=tuple(adam.shift for adam in adams), nll=nll, steps=steps)
+    return Found(base=lot.base, shift=tuple(one.shift for one in moves), nll=nll, steps=steps)
 
 
 class NotFiniteError(Exception):
@@ -204,15 +206,19 @@ class _Gradients:
             self._waiting = None
 
 
-def _prepared(lot: Lot, search: Search) -> tuple[list[Adam], Callable[[Sequence[Tensor]], Tensor]]:
-    """Return Adam for every site, and the loss that holds the shifts back."""
-    adams = []
+def _prepared(
+    lot: Lot, search: Search
+) -> tuple[list[Adam | Descent], Callable[[Sequence[Tensor]], Tensor]]:
+    """Return what moves the shift of every site, and the loss that holds the shifts back."""
+    moves: list[Adam | Descent] = []
     terms = []
     for site, base in zip(lot.sites, lot.base, strict=True):
         norm = base.norm(dim=1) if site.norm is None else site.norm.to(base)  # (requests,)
         clamp = search.clamp if site.clamp is None else site.clamp
         weight = search.decay if site.decay is None else site.decay
-        adams.append(Adam(base, clamp * norm))
+        radius = clamp * norm
+        straight = search.direction == "gradient"
+        moves.append(Descent(base, radius, norm) if straight else Adam(base, radius))
         terms.append(weight / norm**2)
 
     def decay(shifts: Sequence[Tensor]) -> Tensor:
@@ -220,7 +226,7 @@ def _prepared(lot: Lot, search: Search) -> tuple[list[Adam], Callable[[Sequence[
         each = [term * shift.norm(dim=1) for term, shift in zip(terms, shifts, strict=True)]
         return torch.stack(each).sum(0)
 
-    return adams, decay
+    return moves, decay
 
 
 def _check_finite(loss: Tensor) -> None:
@@ -250,7 +256,8 @@ def _entered(
     with ExitStack() as stack:
         for site in sites:
             stack.enter_context(replaced_output(model, site.path, look(site.path)))
-        entered = enter(model, part.suffix, blocks, *part.picked, narrow=narrow, verify=verify)
+        picked = part.picked if verify or not len(part.anchor) else part.anchors
+        entered = enter(model, part.suffix, blocks, *picked, narrow=narrow, verify=verify)
     return entered, [written[site.path] for site in sites]
 
 
@@ -259,13 +266,14 @@ def _losses(lot: Lot, part: Part, shifts: Sequence[Tensor]) -> tuple[Tensor, Ten
     with ExitStack() as stack:
         for site, shift in zip(lot.sites, shifts, strict=True):
             stack.enter_context(replaced_output(lot.model, site.path, part.adding(shift)))
-        logits = run(lot.model, part.suffix, *part.picked)  # (targets + anchors, vocabulary)
-    saying, anchored = logits[: len(part.target)], logits[len(part.target) :]
-    own = cross_entropy(saying, part.target, reduction="none") * part.share.to(logits.dtype)
+        edits, head = part.edit[part.anchor], part.suffix.head
+        if head is None:
+            logits = run(lot.model, part.suffix, *part.picked)  # (targets + anchors, vocabulary)
+            own, apart = losses_of(logits, part.target, lot.anchor[edits])
+        else:
+            hidden = read(lot.model, part.suffix, *part.picked)  # (targets + anchors, width)
+            own, apart = losses(head, hidden, part.target, lot.anchor[edits])
     nothing = torch.zeros_like(shifts[0][:, 0])
     # Not index_add, which adds up in any order on a GPU: equal seeds must give equal deltas.
-    nll = nothing.index_put((part.edit[part.row],), own, accumulate=True)
-    now = torch.log_softmax(anchored, dim=-1)  # (anchors, vocabulary)
-    edits = part.edit[part.anchor]
-    apart = (now.exp() * (now - lot.anchor[edits])).sum(-1)
+    nll = nothing.index_put((part.edit[part.row],), own * part.share, accumulate=True)
     return nll, nothing.index_put((edits,), apart, accumulate=True)

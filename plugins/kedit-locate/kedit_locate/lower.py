@@ -68,7 +68,7 @@ def remembering(model: nn.Module, blocks: Sequence[str]) -> Iterator[list[Lower]
             kept[:] = [Lower(blocks=tuple(blocks), hidden=hidden, others=others)]
         return output
 
-    with _replaced_forwards({last: watched}):
+    with replaced_forwards({last: watched}):
         yield kept
 
 
@@ -89,13 +89,17 @@ def skipped(model: nn.Module, lower: Lower | None) -> Iterator[None]:
     def pass_on(*_: Any, **__: Any) -> Any:
         return output
 
-    with _replaced_forwards({model.get_submodule(path): pass_on for path in lower.blocks}):
+    with replaced_forwards({model.get_submodule(path): pass_on for path in lower.blocks}):
         yield
 
 
 @contextmanager
-def _replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Put functions in the place of what modules compute; hooks see no difference."""
+def replaced_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Put functions in the place of what modules compute; hooks see no difference.
+
+    Args:
+        forwards: what each module computes inside the ``with``.
+    """
     before = [(module, vars(module).get("forward")) for module in forwards]
     try:
         for module, forward in forwards.items():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from kedit_core.reading import reach_past_pads
 from kedit_locate.rows import EditRows, Row
-from kedit_locate.suffix import Suffix, exact, read_suffix, rows_of
+from kedit_locate.saying import exact
+from kedit_locate.suffix import Suffix, read_suffix, rows_of
 
 _FORWARD = 48
 """A forward of its own for shorter rows pays when it saves more tokens than this."""
@@ -47,8 +48,13 @@ class Part:
     @property
     def picked(self) -> tuple[Tensor, Tensor]:
         """Return row and place of every token whose logits are needed: the targets', then the anchors'."""
-        places = torch.full_like(self.anchor, self.at)
-        return torch.cat([self.row, self.anchor]), torch.cat([self.place, places])
+        rows, places = self.anchors
+        return torch.cat([self.row, rows]), torch.cat([self.place, places])
+
+    @property
+    def anchors(self) -> tuple[Tensor, Tensor]:
+        """Return row and place of every anchor."""
+        return self.anchor, torch.full_like(self.anchor, self.at)
 
     def adding(self, shift: Tensor) -> Callable[[Tensor], Tensor]:
         """Return what adds each edit's shift to hidden states at the lookup token of its rows.
@@ -121,6 +127,7 @@ class _Weighed:
     Attributes:
         row: the row.
         edit: which edit it belongs to.
+        before: tokens before the lookup token of the edit's bare prompt.
         share: of the edit's loss that its target makes up.
         bare: it is the edit's bare prompt.
         anchor: its lookup token is the edit's anchor.
@@ -128,6 +135,7 @@ class _Weighed:
 
     row: Row
     edit: int
+    before: int
     share: float
     bare: bool = False
     anchor: bool = False
@@ -162,10 +170,12 @@ def _weighed(number: int, edit: EditRows) -> list[_Weighed]:
     begins with the subject, its bare row reads the same as the anchor up to there, and stands for it.
     """
     counts = Counter(edit.rewrites)
+    before = edit.rewrites[0].lookup
     found = [
         _Weighed(
             row=row,
             edit=number,
+            before=before,
             share=count / len(edit.rewrites),
             bare=not place,
             anchor=not place and row.prompt == edit.anchor.ids,
@@ -174,12 +184,17 @@ def _weighed(number: int, edit: EditRows) -> list[_Weighed]:
     ]
     if found[0].anchor:
         return found
-    return [*found, _Weighed(row=edit.anchor, edit=number, share=0.0, anchor=True)]
+    anchor = _Weighed(row=edit.anchor, edit=number, before=before, share=0.0, anchor=True)
+    return [*found, anchor]
 
 
 def _of_like_length(rows: Sequence[_Weighed], most: int) -> list[list[_Weighed]]:
-    """Cut rows into parts such that pads and forwards together cost least."""
-    ordered = sorted(rows, key=lambda one: one.tokens)
+    """Cut rows into parts such that pads and forwards together cost least.
+
+    Rows alike after the lookup token are ordered by what their prompts have before it: what stands
+    before a prompt is read once for all.
+    """
+    ordered = sorted(rows, key=lambda one: (one.tokens, one.before))
     ends = [n for n in range(1, len(ordered)) if ordered[n].tokens > ordered[n - 1].tokens]
     ends = [0, *ends, len(ordered)]
     costs, cuts = [0], [0]  # of the rows up to each end: the least cost, and the last cut for it

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from kedit_core.outputs import first_tensor, replace_first
-from kedit_locate.lower import blocks_around
+from kedit_locate.lower import blocks_around, replaced_forwards
 
 
 @contextmanager
 def head_reads(
-    model: nn.Module, shape: Sequence[int], row: Tensor, place: Tensor
+    model: nn.Module, shape: Sequence[int], row: Tensor, place: Tensor, *, bare: bool = False
 ) -> Iterator[list[int]]:
     """Let the head read some tokens only, (1, picked, width); the list tells afterwards whether it did.
 
@@ -22,6 +22,7 @@ def head_reads(
         shape: rows and tokens that it runs on.
         row: (picked,) rows of the tokens.
         place: (picked,) their places.
+        bare: let the head pass on what it reads instead.
     """
     ran: list[int] = []
 
@@ -35,7 +36,29 @@ def head_reads(
     head = model.get_output_embeddings()  # type: ignore[operator]
     handle = head.register_forward_pre_hook(pick) if isinstance(head, nn.Module) else None
     try:
-        yield ran
+        with replaced_forwards({head: lambda hidden: hidden} if bare else {}):
+            yield ran
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+@contextmanager
+def head_writes(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Keep what the head writes; what a model then makes of it is not always nothing.
+
+    Args:
+        model: to run once inside the ``with``.
+    """
+    written: list[Tensor] = []
+
+    def look(_: nn.Module, __: Any, output: Any) -> None:
+        written.append(output)
+
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_hook(look) if isinstance(head, nn.Module) else None
+    try:
+        yield written
     finally:
         if handle is not None:
             handle.remove()

@@ -40,10 +40,12 @@ class EditRows:
     Attributes:
         rewrites: the prompt behind every prefix, the bare one first.
         anchor: the subject alone, where the model's next word shall stay as it was.
+        words: what the edit is called when it has to be named.
     """
 
     rewrites: tuple[Row, ...]
     anchor: Row
+    words: str = ""
 
 
 def edit_rows(
@@ -75,8 +77,15 @@ def edit_rows(
     alone = encode(tokenizer, [f"{request.subject} is a"], chat)[0]
     lookup = alone.last_token_of((0, len(request.subject)))
     return EditRows(
-        rewrites=tuple(rewrites), anchor=Row(ids=alone.ids[: lookup + 1], lookup=lookup)
+        rewrites=tuple(rewrites),
+        anchor=Row(ids=alone.ids[: lookup + 1], lookup=lookup),
+        words=words_of(request),
     )
+
+
+def words_of(request: EditRequest) -> str:
+    """Return what an edit is called when it has to be named: its prompt and its target."""
+    return f"{request.prompt!r} → {request.target_new!r}"
 
 
 def padded(rows: Sequence[Sequence[int]], device: torch.device | str) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,13 @@
 
 Both are chosen by estimate so that what is kept for all edits takes half of a bound on memory, and what one
 forward and backward pass takes the other half. They depend on the model's shape and the rows alone, so
-that equal searches are cut alike.
+that equal searches are cut alike; where a machine had less memory than that after all, what fitted is noted
+in the provenance of the delta, and the same edits are cut so again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, groupby, repeat
+from typing import Any
 
 import torch
 from attrs import frozen
@@ -77,4 +80,35 @@ def out_of_memory(error: BaseException) -> bool:
     said = str(error)
     return isinstance(error, RuntimeError) and (
         "not enough memory" in said or "can't allocate memory" in said
+    )
+
+
+def noted(sizes: Iterable[Sizes]) -> list[list[int]]:
+    """Return the lots of a search as JSON values: how many alike, and edits and rows of each.
+
+    Args:
+        sizes: in the order of the lots.
+    """
+    return [[len(list(own)), size.edits, size.rows] for size, own in groupby(sizes)]
+
+
+def noted_before(notes: Mapping[str, Any], search: int) -> Iterable[Sizes]:
+    """Return the lots of an earlier search of the same edits; none where the notes do not tell.
+
+    Args:
+        notes: of the delta that is made again, with :func:`noted` sizes of each search under ``sizes``.
+        search: which of its searches, from 0.
+    """
+    every = notes.get("sizes")
+    lots = every[search] if isinstance(every, list) and search < len(every) else None
+    if not isinstance(lots, list) or not all(map(_is_noted, lots)):
+        return ()  # notes come from files, which anybody may have written
+    return chain.from_iterable(
+        repeat(Sizes(edits=edits, rows=rows), count) for count, edits, rows in lots
+    )
+
+
+def _is_noted(lot: Any) -> bool:
+    return (
+        isinstance(lot, list) and len(lot) == 3 and all(type(one) is int and one > 0 for one in lot)
     )

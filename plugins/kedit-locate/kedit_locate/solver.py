@@ -15,6 +15,9 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.errors import ModelError
+from kedit_locate.conditioning import condition_of
+
+_BLOCK = 4096  # keys that are summed up in float64 at a time
 
 
 @frozen
@@ -24,10 +27,13 @@ class Factors:
     Attributes:
         left: (out_features, rank).
         right: (rank, in_features).
+        condition: estimate of the condition number of the system that was solved; 1 where it was a
+            number.
     """
 
     left: Tensor
     right: Tensor
+    condition: float = 1.0
 
 
 @frozen(kw_only=True)
@@ -37,10 +43,12 @@ class Metric:
     Attributes:
         cholesky: lower factor of C (in_features, in_features) float64, or None for C = I.
         ridge: what was added to C's diagonal, as a share of its mean, to make it definite.
+        condition: estimate of the condition number of C, and so of λC.
     """
 
     cholesky: Tensor | None = field(repr=False)
     ridge: float = 0.0
+    condition: float = 1.0
 
     def whiten(self, keys: Tensor) -> Tensor:
         """Return C⁻¹ k for every key, (requests, in_features) float64."""
@@ -48,6 +56,25 @@ class Metric:
         if self.cholesky is None:
             return keys
         return torch.cholesky_solve(keys.T, self.cholesky.to(keys.device)).T
+
+    def leverage(self, keys: Tensor) -> Tensor:
+        """Return kᵀC⁻¹k for every key, (keys,) float64: how far it stands out of the others.
+
+        Over the keys that C was taken from the mean is in_features. An update that disturbs least moves a
+        random key by about its leverage, so that names are disturbed more than common words.
+        """
+        return (keys.double() * self.whiten(keys)).sum(1)
+
+    def units(self, keys: Tensor) -> Tensor:
+        """Return keys (keys, in_features) such that their products are cosines under M = C⁻¹."""
+        found = []
+        for block in torch.split(keys, _BLOCK):
+            sphered = block.double()  # (keys, in_features), L⁻¹k
+            if self.cholesky is not None:
+                factor = self.cholesky.to(keys.device)
+                sphered = torch.linalg.solve_triangular(factor, sphered.T, upper=False).T
+            found.append(torch.nn.functional.normalize(sphered, dim=1).to(keys.dtype))
+        return torch.cat(found) if found else keys
 
     def moment(self, in_features: int, device: torch.device) -> Tensor:
         """Return C, (in_features, in_features) float64."""
@@ -76,7 +103,7 @@ def factorise(moment: Tensor) -> Metric:
         )
         factor, failed = torch.linalg.cholesky_ex(lifted)
         if not int(failed):
-            return Metric(cholesky=factor, ridge=ridge)
+            return Metric(cholesky=factor, ridge=ridge, condition=_condition(factor))
     raise ModelError("the second moment of the keys", "cannot be factorised")
 
 
@@ -99,38 +126,98 @@ def ridge_update(
         metric: of the layer.
         penalty: λ, at least 0; 0 meets the residuals exactly and needs independent keys.
         past: (earlier keys, in_features), or None.
+
+    Raises:
+        ModelError: without a penalty, keys that depend on each other.
     """
     held = keys[:0] if past is None else past.to(keys)
     if len(held) + len(keys) > keys.shape[1]:
-        right = _direct(keys, metric, penalty, held)
-    else:
-        right = _dual(keys, metric, penalty, held)
-    return Factors(residuals.T.to(keys.dtype), right.to(keys.dtype))
+        return _direct(keys, residuals, metric, penalty, held)
+    return _dual(keys, residuals, metric, penalty, held)
 
 
-def _dual(keys: Tensor, metric: Metric, penalty: float, held: Tensor) -> Tensor:
-    """Return (I + KᵀMK)⁻¹KᵀM, (requests, in_features), from systems as large as there are keys."""
-    whitened = metric.whiten(keys)  # (requests, in_features)
+def _dual(keys: Tensor, residuals: Tensor, metric: Metric, penalty: float, held: Tensor) -> Factors:
+    """Return R (λI + KᵀMK)⁻¹ KᵀM with M = C⁻¹, from systems as large as there are keys."""
+    whitened, condition = metric.whiten(keys), 1.0  # (requests, in_features)
     if len(held):
         earlier = metric.whiten(held)  # (earlier keys, in_features)
-        gram = _lifted(held.double() @ earlier.T, penalty)
+        system = _System.of(held.double() @ earlier.T, penalty)
         cross = held.double() @ whitened.T  # (earlier keys, requests)
-        whitened = whitened - torch.linalg.solve(gram, cross).T @ earlier
-    gram = _lifted(keys.double() @ whitened.T, penalty)
-    right: Tensor = torch.linalg.solve(gram, whitened)
-    return right
+        whitened = whitened - system.solve(cross).T @ earlier
+        condition = system.condition
+    system = _System.of(keys.double() @ whitened.T, penalty)
+    right = system.solve(whitened).to(keys.dtype)
+    return Factors(residuals.T.to(keys.dtype), right, max(condition, system.condition))
 
 
-def _direct(keys: Tensor, metric: Metric, penalty: float, held: Tensor) -> Tensor:
-    """Return Kᵀ(λC + KₚKₚᵀ + KKᵀ)⁻¹, the same matrix, from one system as large as there are features."""
-    every = torch.cat([held, keys]).double()  # (all keys, in_features)
-    system = penalty * metric.moment(keys.shape[1], keys.device) + every.T @ every
-    factor: Tensor = torch.linalg.cholesky(system)
-    return torch.cholesky_solve(keys.double().T, factor).T
+def _direct(
+    keys: Tensor, residuals: Tensor, metric: Metric, penalty: float, held: Tensor
+) -> Factors:
+    """Return R Kᵀ (λC + KₚKₚᵀ + KKᵀ)⁻¹, the same update, from one system as large as there are features.
+
+    What it is solved for is the smaller one: the keys, or the update itself where that has fewer rows.
+    """
+    system = penalty * metric.moment(keys.shape[1], keys.device)
+    for block in (*torch.split(held, _BLOCK), *torch.split(keys, _BLOCK)):
+        every = block.double()
+        system.addmm_(every.T, every)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if int(failed):
+        raise _dependent()
+    condition = _condition(factor)
+    if len(keys) <= residuals.shape[1]:
+        right = torch.cholesky_solve(keys.double().T, factor).T
+        return Factors(residuals.T.to(keys.dtype), right.to(keys.dtype), condition)
+    pulled = system.new_zeros(keys.shape[1], residuals.shape[1])  # Kᵀ R
+    for some, wanted in zip(torch.split(keys, _BLOCK), torch.split(residuals, _BLOCK), strict=True):
+        pulled.addmm_(some.double().T, wanted.double())
+    update = torch.cholesky_solve(pulled, factor).T.to(keys.dtype)  # (out_features, in_features)
+    return Factors(torch.eye(len(update), dtype=keys.dtype, device=keys.device), update, condition)
 
 
-def _lifted(gram: Tensor, penalty: float) -> Tensor:
-    return gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+@frozen
+class _System:
+    """A system as large as there are keys, factorised.
+
+    Attributes:
+        factors: of it, and their pivots.
+        condition: estimate of its condition number.
+    """
+
+    factors: tuple[Tensor, Tensor]
+    condition: float
+
+    @classmethod
+    def of(cls, gram: Tensor, penalty: float) -> "_System":
+        """Return λI + KᵀMK, factorised."""
+        gram = gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        *factors, failed = torch.linalg.lu_factor_ex(gram)
+        if int(failed):
+            raise _dependent()
+        made = cls((factors[0], factors[1]), 1.0)
+        return cls(made.factors, condition_of(gram.__matmul__, made.solve, gram))
+
+    def solve(self, wanted: Tensor) -> Tensor:
+        """Return the solution for (keys, columns)."""
+        solved: Tensor = torch.linalg.lu_solve(*self.factors, wanted)
+        return solved
+
+
+def _condition(factor: Tensor) -> float:
+    """Return an estimate of the condition number of a matrix with this Cholesky factor."""
+    return condition_of(
+        lambda block: factor @ (factor.T @ block),
+        lambda block: torch.cholesky_solve(block, factor),
+        factor,
+    )
+
+
+def _dependent() -> ModelError:
+    return ModelError(
+        "the keys of the edits",
+        "depend on each other, so no update meets what all of them ask for; a penalty above 0 weighs them "
+        "against each other",
+    )
 
 
 def shared_shift(keys: Tensor, shift: Tensor, metric: Metric) -> Factors:

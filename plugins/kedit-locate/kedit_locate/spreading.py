@@ -7,77 +7,27 @@ penalty) what has not stuck is searched for anew from the partly edited model an
 earlier edits, and of those in the batch that stick already, count in the metric as much as the new ones.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from math import exp, sqrt
-from typing import Any, Literal
+from collections.abc import Sequence
+from math import sqrt
+from typing import Any
 
 import torch
-from attrs import field, frozen
 from torch import Tensor, nn
 
 from kedit_core import Delta, Weights
 from kedit_core.deltas import Dense, LowRank, update_of
 from kedit_core.pieces import Projection
-from kedit_core.scoring import score_answers
-from kedit_locate.keys import Columns, columns_of, written_by
-from kedit_locate.rows import EditRows, Row
-from kedit_locate.solver import Factors, Metric, ridge_update
+from kedit_core.progress import Progress
+from kedit_locate.asking import probabilities
+from kedit_locate.conflicts import Conflicts, conflicts_of, conflicts_with, held_by
+from kedit_locate.keys import carried, columns_of, count_of, written_by
+from kedit_locate.plans import Find, Plan, Wanted, Written
+from kedit_locate.rows import EditRows
+from kedit_locate.solver import Factors, ridge_update
+from kedit_locate.sticking import far_enough, sticks_at
 from kedit_locate.values import Values
 
-Find = Callable[[Sequence[EditRows], Tensor], Values]
-"""Search the values of edits, whose clamps are relative to norms (requests,), in the model as it is."""
-
-
-@frozen(kw_only=True)
-class Plan:
-    """Where and how values are written.
-
-    Attributes:
-        downs: the down-projections, lowest layer first.
-        metrics: of each.
-        site: path of the module whose output the values are for; not above the last of ``downs``.
-        penalty: λ, the weight of the second moment against the keys.
-        columns: which keys stand for an edit.
-        shares: ``linear`` writes 1/n of what is missing with n layers to go (MEMIT), ``root`` 1/√n (PMET).
-        exact: earlier keys count in the metric.
-        until: probability of the target (geometric mean over its tokens and over all contexts) at which
-            an edit sticks.
-        passes: writes at most.
-    """
-
-    downs: Sequence[Projection]
-    metrics: Sequence[Metric] = field(repr=False)
-    site: str
-    penalty: float
-    columns: Columns
-    shares: Literal["linear", "root"]
-    exact: bool
-    until: float
-    passes: int
-
-
-@frozen(kw_only=True)
-class Written:
-    """What was written.
-
-    Attributes:
-        parts: one update a layer.
-        carry: per projection the keys of this batch in the model as it is afterwards,
-            (requests · columns, in_features), by the projection's path.
-        passes: per pass how many edits it wrote, and the mean and the least probability after it.
-        probability: (requests,) of each target at the end.
-        searched: (requests,) mean NLL a token that the last search of each edit ended with.
-        refusal: why a search ran the layers below its site; empty when it skipped them.
-        apart: rows of different lengths were read apart, because pads would have changed what is said.
-    """
-
-    parts: tuple[LowRank | Dense, ...]
-    carry: Mapping[str, Tensor] = field(repr=False)
-    passes: tuple[Mapping[str, float], ...]
-    probability: tuple[float, ...]
-    searched: tuple[float, ...]
-    refusal: str = ""
-    apart: bool = False
+_SILENT = Progress()
 
 
 def write_until_it_sticks(
@@ -87,6 +37,7 @@ def write_until_it_sticks(
     find: Find,
     previous: Sequence[Delta],
     weights: Weights,
+    progress: Progress = _SILENT,
 ) -> Written:
     """Return the updates that write the values of ``edits``; the model is as before.
 
@@ -94,40 +45,73 @@ def write_until_it_sticks(
         model: in ``eval`` mode, earlier edits in it.
         edits: rows of each.
         plan: where and how.
-        find: searches values in the model as it is.
+        find: searches for values.
         previous: deltas of the same method in force, oldest first; their keys are in ``carry``.
         weights: of the model.
+        progress: told of keys read, systems solved and targets asked for.
     """
-    with weights.original():
-        norms = _bare_states(model, edits, plan.site).norm(dim=1)  # (requests,)
-    batch = _Batch(model, edits, plan, previous, weights)
+    norms = norms_of(model, edits, plan.site, weights)
+    batch = _Batch(model, edits, plan, previous, weights, progress)
+    until = sticks_at(plan.until, plan.crowded, batch.filled)
     waiting = list(range(len(edits)))
-    searched = [0.0] * len(edits)
-    passes, refusals, apart = [], [], False
-    for _ in range(plan.passes):
+    searched: dict[int, float] = {}  # by edit; the first pass searches for all
+    found: list[Values] = []
+    passes = []
+    for number in range(plan.passes):
         with batch.shown():
-            values = find([edits[n] for n in waiting], norms[waiting])
-        refusals.append(values.refusal)
-        apart |= values.apart
-        for n, nll in zip(waiting, values.nll, strict=True):
-            searched[n] = nll
-        batch.write(waiting, values.value)
+            found.append(find(_wanted(edits, norms, waiting, plan, until, number)))
+        searched |= zip(waiting, found[-1].nll, strict=True)
+        batch.write(waiting, found[-1].value)
         with batch.shown():
-            said = _probabilities(model, edits)
-        mean = sum(said) / len(said)
-        passes.append({"edits": len(waiting), "mean": mean, "least": min(said)})
-        waiting = [n for n, one in enumerate(said) if one < plan.until]
-        if not waiting:
+            said = probabilities(model, edits, progress)
+        passes.append({"edits": len(waiting), "mean": sum(said) / len(said), "least": min(said)})
+        if not (waiting := [n for n, one in enumerate(said) if one < until]):
             break
     return Written(
         parts=batch.parts,
-        carry=batch.keys(),
+        until=until,
+        carry=batch.keys,
         passes=tuple(passes),
-        probability=tuple(said),
-        searched=tuple(searched),
-        refusal=next(filter(None, refusals), ""),
-        apart=apart,
+        probability=said,
+        searched=tuple(searched.values()),
+        sizes=tuple(values.sizes for values in found),
+        conditions=batch.conditions,
+        conflicts=batch.conflicts,
+        refusal=next((values.refusal for values in found if values.refusal), ""),
+        apart=any(values.apart for values in found),
     )
+
+
+def _wanted(
+    edits: Sequence[EditRows],
+    norms: Tensor,
+    waiting: Sequence[int],
+    plan: Plan,
+    until: float,
+    number: int,
+) -> Wanted:
+    return Wanted(
+        edits=[edits[n] for n in waiting],
+        norms=norms[list(waiting)],
+        stop=far_enough(until) if plan.passes > 1 else None,
+        number=number,
+    )
+
+
+def norms_of(model: nn.Module, edits: Sequence[EditRows], site: str, weights: Weights) -> Tensor:
+    """Return the norm of what a site writes on each bare prompt in the unedited model, (requests,).
+
+    A method that searches at further sites than that of its plan asks for theirs.
+
+    Args:
+        model: in ``eval`` mode.
+        edits: rows of each.
+        site: path of a module.
+        weights: of the model.
+    """
+    with weights.original():
+        norms: Tensor = _bare_states(model, edits, site).norm(dim=1)
+    return norms
 
 
 class _Batch:
@@ -140,9 +124,13 @@ class _Batch:
         plan: Plan,
         previous: Sequence[Delta],
         weights: Weights,
+        progress: Progress,
     ) -> None:
         self._model, self._edits, self._plan, self._weights = model, edits, plan, weights
-        self._past = [_past(previous if plan.exact else (), down) for down in plan.downs]
+        self._previous, self._progress = previous, progress
+        self.conflicts, self._asked = Conflicts(), torch.empty(0)
+        self._keys: dict[str, Tensor] = {}  # (requests, columns, in_features) each
+        self._past = [carried(previous if plan.exact else (), down) for down in plan.downs]
         self._factors: list[list[Factors]] = [[] for _ in plan.downs]
 
     @property
@@ -158,66 +146,84 @@ class _Batch:
             if own
         )
 
+    @property
+    def filled(self) -> float:
+        """Return the keys of earlier edits and of these as a share of the narrowest layer's inputs."""
+        own = len(self._edits) * count_of(self._plan.columns)
+        return max(
+            (len(past) + own) / down.in_features
+            for past, down in zip(self._past, self._plan.downs, strict=True)
+        )
+
     def shown(self) -> Any:
         """Return the block in which the model has the updates so far in it."""
         return self._weights.temporarily(self.parts)
 
+    @property
+    def conditions(self) -> tuple[float, ...]:
+        """Return the worst condition number of each layer's systems."""
+        return tuple(max(one.condition for one in own) for own in self._factors)
+
+    @property
+    def keys(self) -> dict[str, Tensor]:
+        """Return the keys of all edits as the last write read them, by projection.
+
+        They are those of the model as it ends up: a layer's keys hang on the layers below it, which
+        were written before they were read.
+        """
+        return {path: keys.flatten(0, 1) for path, keys in self._keys.items()}
+
     def write(self, waiting: Sequence[int], values: Tensor) -> None:
         """Spread what is missing for some edits to have their values (requests, width), layer by layer."""
         some = [self._edits[n] for n in waiting]
-        stuck = [edit for n, edit in enumerate(self._edits) if n not in set(waiting)]
         for place, down in enumerate(self._plan.downs):
             with self.shown():
-                keys = self._columns(some, down)  # (requests, columns, in_features)
+                keys = self._read(down)
                 missing = values - _bare_states(self._model, some, self._plan.site)
-                held = [self._past[place].to(keys)]
-                if stuck and self._plan.exact:
-                    held.append(self._columns(stuck, down).flatten(0, 1))
             left = len(self._plan.downs) - place
+            if not self._factors[place]:
+                self._compare(place, keys, missing)
             share = missing / (left if self._plan.shares == "linear" else sqrt(left))
-            update = ridge_update(
-                keys.flatten(0, 1),
-                share.repeat_interleave(keys.shape[1], dim=0),
-                self._plan.metrics[place],
-                self._plan.penalty,
-                torch.cat(held),
-            )
+            with self._progress.task("solving", len(some), "edits") as advance:
+                update = self._solved(place, keys, waiting, share)
+                advance(len(some))
             self._factors[place].append(update)
 
-    def keys(self) -> dict[str, Tensor]:
-        """Return the keys of the batch in the model as it ends up, by projection."""
-        with self.shown():
-            return {
-                down.path: self._columns(self._edits, down).flatten(0, 1)
-                for down in self._plan.downs
-            }
+    def _read(self, down: Projection) -> Tensor:
+        """Read and keep the keys of all edits, (requests, columns, in_features)."""
+        with self._progress.task("reading keys", len(self._edits), "edits") as advance:
+            keys = columns_of(self._model, self._edits, down, self._plan.columns, advance)
+        self._keys[down.path] = keys
+        return keys
 
-    def _columns(self, edits: Sequence[EditRows], down: Projection) -> Tensor:
-        return columns_of(self._model, edits, down, self._plan.columns)
+    def _compare(self, place: int, keys: Tensor, missing: Tensor) -> None:
+        """Compare the batch where lower layers can tell no more apart, earlier edits before keys move."""
+        down, metric = self._plan.downs[place], self._plan.metrics[place]
+        words = [edit.words for edit in self._edits]
+        if not place:
+            self._asked = missing
+            held = held_by(self._previous, down, keys)
+            self.conflicts = conflicts_with(*held, words, keys, missing, metric)
+        if place == len(self._plan.downs) - 1:
+            among = conflicts_of(words, keys, self._asked, metric)
+            self.conflicts = self.conflicts.and_others(among)
 
-
-def _past(previous: Sequence[Delta], down: Projection) -> Tensor:
-    """Return the keys that earlier deltas wrote at, (earlier keys, in_features)."""
-    held = [delta.carry[down.path] for delta in previous if down.path in delta.carry]
-    return torch.cat(held) if held else torch.zeros(0, down.in_features)
+    def _solved(self, place: int, keys: Tensor, waiting: Sequence[int], share: Tensor) -> Factors:
+        """Return the update of one layer that writes a share (waiting requests, width)."""
+        new = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
+        new[list(waiting)] = True
+        held = [self._past[place].to(keys)]
+        if self._plan.exact:
+            held.append(keys[~new].flatten(0, 1))
+        return ridge_update(
+            keys[new].flatten(0, 1),
+            share.repeat_interleave(keys.shape[1], dim=0),
+            self._plan.metrics[place],
+            self._plan.penalty,
+            torch.cat(held),
+        )
 
 
 def _bare_states(model: nn.Module, edits: Sequence[EditRows], site: str) -> Tensor:
     """Return what the site writes on each bare prompt, (requests, width)."""
     return written_by(model, [edit.rewrites[0] for edit in edits], site)
-
-
-def _probabilities(model: nn.Module, edits: Sequence[EditRows]) -> list[float]:
-    """Return the probability of each target, the geometric mean over its tokens and its contexts."""
-    rows = [(n, row) for n, edit in enumerate(edits) for row in edit.rewrites]
-    nll = [0.0 for _ in edits]
-    for (n, _), one in zip(
-        rows, score_answers(model, [_split(row) for _, row in rows]), strict=True
-    ):
-        nll[n] += one.nll / len(edits[n].rewrites)
-    return [exp(-mean) for mean in nll]
-
-
-def _split(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    prompt = len(row.ids) - len(row.target) + 1
-    return row.ids[:prompt], row.target

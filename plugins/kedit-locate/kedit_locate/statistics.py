@@ -10,13 +10,23 @@ import torch
 from attrs import asdict, frozen
 from numpy.lib.npyio import NpzFile
 
-from kedit_core import TensorCache
+from kedit_core import EditRequest, TensorCache
 from kedit_core.cli.opening import open_editor
 from kedit_core.cli.screen import print_json, screen
 from kedit_core.errors import KeditError
 from kedit_core.plugins import Plugins
+from kedit_core.untouched import untouched
 from kedit_locate.config import Statistics
-from kedit_locate.moments import KIND, Moment, keep, moment_key, moments, unpacked
+from kedit_locate.keys import keys_of
+from kedit_locate.moments import KIND, Moment, halves, keep, moment_key, moments
+from kedit_locate.shards import SHARDS
+from kedit_locate.sufficiency import (
+    Sufficiency,
+    sampled_rows,
+    subject_rows,
+    sufficiency,
+    verdict,
+)
 
 
 @frozen(kw_only=True)
@@ -31,6 +41,7 @@ class StatisticsRow:
         corpus: which text.
         model: fingerprint of the model.
         damaged: the file is not what was written.
+        shard: which part of a pass that did not end, as in ``2 of 8``; empty for a whole moment.
     """
 
     file: str
@@ -40,6 +51,7 @@ class StatisticsRow:
     corpus: str = ""
     model: str = ""
     damaged: bool = False
+    shard: str = ""
 
 
 def build_statistics(
@@ -61,10 +73,79 @@ def build_statistics(
     return [row for row in kept_statistics() if row.file in files]
 
 
+def sufficiency_of(
+    plugins: Plugins,
+    model: str,
+    layers: str,
+    wanted: Statistics,
+    requests: Sequence[EditRequest] | None,
+    dtype: str | None,
+    device: str | None,
+) -> list[Sufficiency]:
+    """Compare solutions from half of the text with those from all of it, for each layer.
+
+    Args:
+        plugins: that are installed.
+        model: to open.
+        layers: as ``--layers`` names them.
+        wanted: which text; what is not kept is collected.
+        requests: whose subjects' keys are solved for; None takes keys of text that the model samples.
+        dtype: of the model.
+        device: of the model.
+
+    Raises:
+        KeditError: statistics have no halves.
+    """
+    editor = open_editor(plugins, model, None, dtype, device)
+    downs = [editor.weights.layout.down_of(layer) for layer in _layers(layers)]
+    about = (wanted, editor.weights, editor.cache, editor.progress)
+    rows = subject_rows(editor.tokenizer, requests) if requests else None
+    found = []
+    pairs = halves(editor.model, editor.tokenizer, downs, *about)
+    for layer, down, (whole, half) in zip(_layers(layers), downs, pairs, strict=True):
+        if half is None:
+            key = moment_key(editor.tokenizer, down, wanted, editor.weights)
+            raise KeditError(
+                f"the statistics of layer {layer} have no halves: they were imported, are older than "
+                "halves are, or their text is too short to cut; ask for more --tokens, or remove "
+                f"{editor.cache.path(KIND, key)} and build them again"
+            )
+        with untouched(editor.model):
+            rows = rows or sampled_rows(editor.model, editor.tokenizer)
+            keys = keys_of(editor.model, rows, down)
+        found.append(sufficiency(layer, whole, half, keys))
+    return found
+
+
+def show_sufficiency(found: Sequence[Sufficiency], as_json: bool) -> None:
+    """Print a row for each layer and what it means, or one JSON document."""
+    if as_json:
+        layers = [{**asdict(one), "enough": one.enough} for one in found]
+        print_json({"layers": layers, "verdict": verdict(found)})
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("LAYER", "HALF", "TOKENS", "KEYS", "COSINE", "NORM", "DISTURBS"):
+        table.add_column(heading, justify="right")
+    for one in found:
+        counts = (str(one.layer), f"{one.half:,}", f"{one.tokens:,}", str(one.keys))
+        change = (f"{one.cosine:.4f}", f"±{one.norm:.1%}", f"{one.disturbance:+.1%}")
+        table.add_row(*counts, *change)
+    screen().print(table)
+    screen().print(
+        f"\nsolutions from half of the tokens against all; {verdict(found)}", markup=False
+    )
+
+
 def kept_statistics() -> list[StatisticsRow]:
-    """Return a row for every kept second moment, damaged files too."""
+    """Return a row for every kept second moment and every shard of an unfinished one, damaged files too."""
     cache = TensorCache()
-    return [_row(cache, path, key) for path, key in cache.keys(KIND).items()]
+    return [
+        _row(cache, kind, path, key)
+        for kind in (KIND, SHARDS)
+        for path, key in cache.keys(kind).items()
+    ]
 
 
 def import_statistics(
@@ -90,7 +171,7 @@ def import_statistics(
         )
     key = moment_key(editor.tokenizer, down, wanted, editor.weights)
     path = keep(moment, key, editor.cache)
-    return _row(editor.cache, path, dict(key))
+    return _row(editor.cache, KIND, path, dict(key))
 
 
 def read_npz(file: Path) -> Moment:
@@ -131,7 +212,8 @@ def show_rows(rows: Sequence[StatisticsRow], as_json: bool) -> None:
     for heading in ("MODULE", "WIDTH", "TOKENS", "CORPUS", "MODEL", "FILE"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        state = "damaged" if row.damaged else row.module
+        unfinished = f" (unfinished: shard {row.shard})" if row.shard else ""
+        state = "damaged" if row.damaged else f"{row.module}{unfinished}"
         cells = (
             state,
             f"{row.width:,}",
@@ -146,19 +228,21 @@ def show_rows(rows: Sequence[StatisticsRow], as_json: bool) -> None:
         screen().print("nothing is kept; try: kedit locate stats build MODEL --layers 0")
 
 
-def _row(cache: TensorCache, path: Path, key: dict[str, Any] | None) -> StatisticsRow:
+def _row(cache: TensorCache, kind: str, path: Path, key: dict[str, Any] | None) -> StatisticsRow:
     # A whole file may still be another's: copied here, or renamed.
-    if key is None or "module" not in key or cache.path(KIND, key) != path:
+    if key is None or "module" not in key or cache.path(kind, key) != path:
         return StatisticsRow(file=str(path), damaged=True)
-    kept = cache.find(KIND, key)
+    kept = cache.find(kind, key)
+    number, shards = key.get("shard", (0, 0))
     return StatisticsRow(
         file=str(path),
         module=key["module"],
         width=key["width"],
-        tokens=unpacked(kept).count if kept else 0,
+        tokens=int(kept["count"]) if kept else 0,
         corpus=key["corpus"],
         model=key["model"],
         damaged=kept is None,
+        shard=f"{number + 1} of {shards}" if shards else "",
     )
 
 

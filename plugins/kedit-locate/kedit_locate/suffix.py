@@ -1,7 +1,8 @@
 """A model from a token and a layer on: what stands before and below is computed once.
 
 Nothing before the place where something is changed ever changes, so it goes into a KV cache, and a forward
-runs from that place on; layers below the change are skipped (``lower``). Rows of different lengths share a
+runs from that place on; layers below the change are skipped (``lower``), and where it is known how a layer
+attends, the cache is read where it lies (``attending``). Rows of different lengths share a
 forward with pads between prefix and suffix. Models for which those pads would not be nothing (a sliding
 window counts them as places, ALiBi without positions as distance, a recurrent state takes them in) read
 rows of one length at a time. What a recurrent state holds is written over as a model reads on, so there is
@@ -12,7 +13,6 @@ nothing to start from again: such models read their rows whole.
     logits = run(model, entered.suffix, row, place)                          # as often as wanted
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,11 +20,13 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from kedit_core.reading import goes_on
+from kedit_locate.attending import borrowed, read_where_it_lies, watched
 from kedit_locate.capture import behind_rows
 from kedit_locate.lower import Lower, remembering, skipped
-from kedit_locate.picking import head_reads, mlp_reads
+from kedit_locate.picking import head_reads, head_writes, mlp_reads
+from kedit_locate.prefixes import read_prefixes
 from kedit_locate.rows import padded
+from kedit_locate.saying import Head, exact, head_of
 from kedit_locate.sizes import out_of_memory
 
 
@@ -40,6 +42,8 @@ class Suffix:
         cache: KV of the prefixes, or None when there is none.
         lower: the layers that are skipped and what they wrote, or None when all layers run.
         narrow: path of the last MLP where it computes only tokens whose logits are needed, or None.
+        direct: numbers of the layers whose attention reads the cache where it lies.
+        head: the head where it is a matrix and the logits are what it writes, or None.
     """
 
     ids: Tensor
@@ -49,6 +53,8 @@ class Suffix:
     cache: Any
     lower: Lower | None = None
     narrow: str | None = None
+    direct: frozenset[int] = frozenset()
+    head: Head | None = None
 
 
 @frozen(kw_only=True)
@@ -81,13 +87,13 @@ def read_suffix(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequenc
     """
     device = next(model.parameters()).device
     before = [row[:start] for row, start in zip(rows, starts, strict=True)]
-    before_ids, before_mask = padded(before, device)
-    cache = _cache_of(model, before_ids) if before_ids.shape[1] else None
-    if cache is None:
-        starts, before_mask = [0 for _ in rows], before_mask[:, :0]
+    more = max(len(row) - start for row, start in zip(rows, starts, strict=True))
+    prefixes = read_prefixes(model, before, more)
+    if prefixes is None:
+        starts = [0 for _ in rows]
     after = [row[start:] for row, start in zip(rows, starts, strict=True)]
     ids, mask = padded(after, device)
-    whole_mask = torch.cat([before_mask, mask], dim=1)
+    whole_mask = mask if prefixes is None else torch.cat([prefixes.mask, mask], dim=1)
     alike = len(set(starts)) == 1  # so that all pads are behind the rows
     first = torch.tensor(starts, device=device, dtype=torch.long)
     return Suffix(
@@ -95,7 +101,7 @@ def read_suffix(model: nn.Module, rows: Sequence[Sequence[int]], starts: Sequenc
         mask=behind_rows(model, whole_mask) if alike else whole_mask,
         positions=first[:, None] + torch.arange(ids.shape[1], device=device),
         starts=tuple(starts),
-        cache=cache,
+        cache=None if prefixes is None else prefixes.cache,
     )
 
 
@@ -108,21 +114,45 @@ def run(model: nn.Module, suffix: Suffix, row: Tensor, place: Tensor) -> Tensor:
         row: (picked,) rows of the tokens whose logits are needed.
         place: (picked,) their places in the suffixes.
     """
+    if suffix.head is not None:
+        return suffix.head.logits(read(model, suffix, row, place))
+    with read_where_it_lies(suffix.cache, suffix.direct) as cache:
+        logits = _forward(model, suffix, cache, row, place)
+    return logits.to(exact(logits.dtype))
+
+
+def read(model: nn.Module, suffix: Suffix, row: Tensor, place: Tensor) -> Tensor:
+    """Run the suffixes and return what their head would read at some tokens, (picked, width).
+
+    Args:
+        model: in ``eval`` mode.
+        suffix: with a head.
+        row: (picked,) rows of the tokens.
+        place: (picked,) their places in the suffixes.
+    """
+    with read_where_it_lies(suffix.cache, suffix.direct) as cache:
+        return _forward(model, suffix, cache, row, place, bare=True)
+
+
+def _forward(
+    model: nn.Module, suffix: Suffix, cache: Any, row: Tensor, place: Tensor, *, bare: bool = False
+) -> Tensor:
+    """Return the logits at some tokens; where it is bare, what the head reads there."""
     shape = suffix.ids.shape
     with (
         skipped(model, suffix.lower),
         mlp_reads(model, suffix.narrow, shape, row, place),
-        head_reads(model, shape, row, place) as picked,
+        head_reads(model, shape, row, place, bare=bare) as picked,
     ):
         output = model(
             input_ids=suffix.ids,
             attention_mask=suffix.mask,
             position_ids=suffix.positions,
-            past_key_values=_borrowed(suffix.cache),
-            use_cache=suffix.cache is not None,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
     logits: Tensor = output.logits[0] if picked else output.logits[row, place]
-    return logits.to(exact(logits.dtype))
+    return logits
 
 
 @torch.no_grad()
@@ -147,11 +177,19 @@ def enter(
         narrow: path of the MLP that need compute only those tokens, as ``picking.last_mlp`` returns it.
         verify: run the suffixes that skip once, and compare.
     """
-    with remembering(model, blocks) as kept:
-        logits = run(model, suffix, row, place)
-    lighter = evolve(_without(suffix, kept[0]) if kept else suffix, narrow=narrow)
+    with (
+        remembering(model, blocks) as kept,
+        watched(suffix.cache) as (cache, direct),
+        head_writes(model) as written,
+    ):
+        said = _forward(model, suffix, cache, row, place)
+    logits = said.to(exact(said.dtype))
     if not kept and narrow is None:
         return Entered(suffix=suffix, logits=logits)
+    alone = len(said) and any(torch.equal(one, said[None]) for one in written)
+    head = head_of(model) if alone else None
+    lighter = evolve(_without(suffix, kept[0]) if kept else suffix, narrow=narrow)
+    lighter = evolve(lighter, direct=frozenset(direct), head=head)
     refusal = _difference(model, lighter, row, place, logits) if verify else ""
     return Entered(suffix=suffix if refusal else lighter, logits=logits, refusal=refusal)
 
@@ -178,7 +216,7 @@ def _without(suffix: Suffix, lower: Lower) -> Suffix:
 
     Nothing of the cache of a skipped layer is read but its length, so its memory is given up.
     """
-    cache = _borrowed(suffix.cache)
+    cache = borrowed(suffix.cache)
     for layer in cache.layers[: len(lower.blocks)] if cache is not None else ():
         layer.keys = layer.keys.new_zeros(()).expand(layer.keys.shape)
         layer.values = layer.values.new_zeros(()).expand(layer.values.shape)
@@ -192,7 +230,7 @@ def rows_of(suffix: Suffix, rows: Tensor) -> Suffix:
         suffix: all rows.
         rows: (kept,) which ones.
     """
-    cache = _borrowed(suffix.cache)
+    cache = borrowed(suffix.cache)
     for layer in cache.layers if cache is not None else ():
         hollow = not any(layer.keys.stride())
         width = (len(rows), *layer.keys.shape[1:])
@@ -200,48 +238,12 @@ def rows_of(suffix: Suffix, rows: Tensor) -> Suffix:
         width = (len(rows), *layer.values.shape[1:])
         layer.values = layer.values[:1].expand(width) if hollow else layer.values[rows]
     lower = suffix.lower and evolve(suffix.lower, hidden=suffix.lower.hidden[rows])
-    return Suffix(
+    return evolve(
+        suffix,
         ids=suffix.ids[rows],
         mask=suffix.mask[rows],
         positions=suffix.positions[rows],
         starts=tuple(suffix.starts[row] for row in rows.tolist()),
         cache=cache,
         lower=lower,
-        narrow=suffix.narrow,
     )
-
-
-def exact(dtype: torch.dtype) -> torch.dtype:
-    """Return what losses and shifts are kept in: float32, or float64 in a float64 model.
-
-    Args:
-        dtype: of the model.
-    """
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _cache_of(model: nn.Module, ids: Tensor) -> Any:
-    """Return the KV cache of right-padded prefixes, or None where a model cannot read on from its own.
-
-    Pads are masked later, and by causality change nothing.
-    """
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    nothing = ids.new_zeros(0)
-    with head_reads(model, ids.shape, nothing, nothing):
-        output = model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            position_ids=positions,
-            use_cache=True,
-        )
-    cache = getattr(output, "past_key_values", None)
-    return cache if hasattr(cache, "layers") and goes_on(cache) else None
-
-
-def _borrowed(cache: Any) -> Any:
-    """Return a cache that can be written to without changing the one it shares its tensors with."""
-    if cache is None:
-        return None
-    lent = copy.copy(cache)
-    lent.layers = [copy.copy(layer) for layer in cache.layers]
-    return lent

@@ -10,7 +10,7 @@ weights of the terms as in the authors' code). Every step runs from the subject'
 site's layer on (``suffix``), for many edits at once (``lot``), of which those that are done drop out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kedit_core.errors import ModelError
 from kedit_core.progress import Advance, Progress
 from kedit_locate.config import Search
+from kedit_locate.fused import in_one_step
 from kedit_locate.lot import Found, NotFiniteError, Site, opened, searched
 from kedit_locate.lower import blocks_below
 from kedit_locate.parts import read_parts
@@ -69,7 +70,7 @@ def search_values(
     norm: Tensor | None = None,
     *,
     memory: int = MEMORY,
-    sizes: Sequence[Sizes] = (),
+    sizes: Iterable[Sizes] = (),
 ) -> Values:
     """Return the value of every edit at one site.
 
@@ -99,7 +100,7 @@ def search_shifts(
     progress: Progress,
     *,
     memory: int = MEMORY,
-    sizes: Sequence[Sizes] = (),
+    sizes: Iterable[Sizes] = (),
 ) -> tuple[Values, ...]:
     """Return the values of every edit at every site, one for each site; together or alone they come out alike.
 
@@ -118,12 +119,13 @@ def search_shifts(
     paths = [site.path for site in sites]
     blocks, narrow = blocks_below(model, paths), last_mlp(model, paths)
     chosen = sizes_for(model, edits, len(blocks), memory)
-    given = list(sizes)
+    given = iter(sizes)
     lots: list[_Searched] = []
-    with progress.task("searching values", search.steps * len(edits), "steps") as advance:
+    task = progress.task("searching values", search.steps * len(edits), "steps")
+    with in_one_step(model), task as advance:
         start = 0
         while start < len(edits):
-            size = given.pop(0) if given else chosen
+            size = next(given, chosen)
             size = evolve(size, edits=min(size.edits, len(edits) - start))
             some = slice(start, start + size.edits)
             if any(one.refusal for one in lots):
@@ -132,7 +134,7 @@ def search_shifts(
             cut = (search, blocks, narrow, size, advance, start)
             one = _searched(model, edits[some], own, *cut)
             if one is None:
-                chosen, given = size.halved(), []
+                chosen, given = size.halved(), iter(())
             else:
                 lots.append(one)
                 start += size.edits

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attrs import evolve
 
 from kedit_core import Dense, TensorCache, Weights, layout_of
 from kedit_core.progress import Progress
@@ -237,3 +238,55 @@ def test_the_identity_needs_no_text(model, tokenizer, diary):
     assert not diary.tasks
     keys = torch.randn(3, FEATURES, dtype=torch.float64)
     assert torch.equal(found.whiten(keys), keys)
+
+
+def keys_over_text(model, tokenizer, statistics=SHORT, layer=1):
+    """Return every key (tokens, in_features) of the text that statistics are taken from, unpadded."""
+    down = layout_of(model).down_of(layer)
+    text = read_corpus(model, tokenizer, None, statistics.tokens, statistics.length, Progress())
+    found = []
+    hook = lambda _, args: found.append(args[0].flatten(0, 1))  # noqa: E731
+    handle = model.get_submodule(down.path).register_forward_pre_hook(hook)
+    for ids in text.passages:
+        model(input_ids=ids[None], use_cache=False)
+    handle.remove()
+    return torch.cat(found)
+
+
+WEIGHED = evolve(SHORT, metric="leverage")
+
+
+def test_by_leverage_a_key_counts_as_often_as_it_stands_out(model, tokenizer):
+    (found,) = asked(model, tokenizer, [1], WEIGHED)
+    keys = keys_over_text(model, tokenizer)
+    plain = keys.T @ keys / len(keys)
+    leverage = ((keys @ torch.linalg.inv(plain)) * keys).sum(1)
+    expected = (keys * leverage[:, None]).T @ keys / leverage.sum()
+    assert found.count == len(keys)
+    torch.testing.assert_close(found.matrix, expected.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_by_leverage_keys_that_stand_out_are_disturbed_less(model, tokenizer):
+    keys = keys_over_text(model, tokenizer)
+    even = metric(model, tokenizer)
+    standing_out = even.leverage(keys).argsort(descending=True)[:40]
+    edited, rare = keys[standing_out[::8]], keys[standing_out[4::8]]
+
+    def disturbed(own):
+        direction = own.whiten(edited)
+        right = direction / (edited.double() * direction).sum(1, keepdim=True)
+        return float((rare.double() @ right.T).square().sum())
+
+    assert disturbed(metric(model, tokenizer, WEIGHED)) < disturbed(even)
+
+
+def test_by_leverage_the_even_moments_are_kept_too_and_the_text_is_sampled_once(
+    model, tokenizer, diary
+):
+    metric(model, tokenizer, WEIGHED, progress=diary)
+    assert diary.tasks.count("sampling text for statistics") == 2  # the second one finds it kept
+    assert diary.tasks.count(COLLECTING) == 1
+    assert diary.tasks.count("collecting weighed second moments") == 1
+    diary.tasks.clear()
+    metric(model, tokenizer, progress=diary)
+    assert not diary.tasks

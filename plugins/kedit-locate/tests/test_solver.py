@@ -225,6 +225,59 @@ def test_a_linear_step_that_keeps_history_has_no_gradient_left():
     assert gradient.norm() < 1e-11 * (residuals.T @ keys).norm()
 
 
+def test_where_there_are_more_edits_than_outputs_the_update_itself_is_solved_for():
+    moment, keys, residuals = second_moment(), drawn(40, IN), drawn(40, OUT, seed=1)
+    factors = ridge_update(keys, residuals, factorise(moment), 0.7)
+    assert factors.left.shape == (OUT, OUT)
+    expected = residuals.T @ keys @ torch.linalg.inv(0.7 * moment + keys.T @ keys)
+    torch.testing.assert_close(product(factors), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("past", [None, drawn(2, IN, seed=3)])
+@pytest.mark.parametrize("requests", [3, 40])
+@pytest.mark.parametrize("penalty", [1e-4, 0.7, 90.0])
+def test_the_condition_number_of_the_system_is_told(requests, penalty, past):
+    moment, keys = second_moment(), drawn(requests, IN)
+    told = ridge_update(keys, drawn(requests, OUT), factorise(moment), penalty, past).condition
+    held = drawn(0, IN) if past is None else past
+    metric = torch.linalg.inv(moment)
+    if requests + len(held) > IN:
+        system = penalty * moment + held.T @ held + keys.T @ keys
+        expected = float(torch.linalg.cond(system))
+    else:
+        identity = torch.eye(IN, dtype=torch.float64)
+        systems = [penalty * identity[: len(held), : len(held)] + held @ metric @ held.T]
+        metric = torch.linalg.inv(moment + held.T @ held / penalty)
+        systems.append(penalty * identity[:requests, :requests] + keys @ metric @ keys.T)
+        expected = max(float(torch.linalg.cond(one)) for one in systems if len(one))
+    assert 0.8 * expected < told < 1.001 * expected
+
+
+@pytest.mark.parametrize("width", [1, 3, IN, 60])
+def test_the_condition_number_of_the_moment_is_told(width):
+    moment = second_moment(width)
+    told, expected = factorise(moment).condition, float(torch.linalg.cond(moment))
+    assert 0.8 * expected < told < 1.001 * expected
+    assert Metric(cholesky=None).condition == 1
+
+
+@pytest.mark.parametrize("times", [2, 20])
+def test_without_a_penalty_keys_that_depend_on_each_other_are_refused_in_words(times):
+    keys = torch.zeros(times, IN, dtype=torch.float64)
+    keys[:, 0] = 1.0
+    with pytest.raises(KeditError, match="depend on each other"):
+        ridge_update(keys, drawn(times, OUT), Metric(cholesky=None), 0.0)
+
+
+def test_units_of_keys_have_cosines_as_products():
+    moment, keys = second_moment(), drawn(7, IN)
+    units = factorise(moment).units(keys)
+    inverse = torch.linalg.inv(moment)
+    lengths = (keys @ inverse * keys).sum(1).sqrt()
+    expected = keys @ inverse @ keys.T / lengths[:, None] / lengths
+    torch.testing.assert_close(units @ units.T, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_shared_shift_is_met_at_every_key_by_a_matrix_of_rank_one(count):
     keys, shift = drawn(count, IN), drawn(OUT, seed=1)

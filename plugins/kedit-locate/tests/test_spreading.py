@@ -4,6 +4,7 @@ from math import exp
 
 import pytest
 import torch
+from attrs import evolve
 
 from kedit_core import Delta, EditRequest, Weights
 from kedit_core.digests import state_digest
@@ -11,9 +12,12 @@ from kedit_core.progress import Progress
 from kedit_core.scoring import score_answers
 from kedit_locate.config import Search
 from kedit_locate.keys import columns_of, keys_of, written_by
+from kedit_locate.plans import Plan, Wanted, notes_of
 from kedit_locate.rows import edit_rows
+from kedit_locate.sizes import noted_before
 from kedit_locate.solver import Metric, factorise
-from kedit_locate.spreading import Plan, write_until_it_sticks
+from kedit_locate.spreading import write_until_it_sticks
+from kedit_locate.sticking import far_enough, sticks_at
 from kedit_locate.values import Values, search_values
 
 PREFIXES = ("", "The capital. ", "Zoë plays. ")
@@ -47,11 +51,14 @@ def plan_for(model, weights, layers=(0, 1), **changes):
         "until": 1.0,
         "passes": 1,
     }
-    return Plan(**{**settings, **changes})
+    settings |= changes
+    return Plan(**{"crowded": settings["until"], **settings})
 
 
 def searching(model, site, search=SEARCH):
-    return lambda some, norm: search_values(model, some, site, search, Progress(), norm=norm)
+    return lambda wanted: search_values(
+        model, wanted.edits, site, wanted.bounded(search), Progress(), norm=wanted.norms
+    )
 
 
 def write(model, rows, previous=(), search=SEARCH, **changes):
@@ -65,8 +72,10 @@ def test_in_one_layer_with_the_bare_prompt_alone_the_site_puts_out_the_value(mod
     rows = [edit_rows(tokenizer, fact, ("",)) for fact in FACTS]
     found = []
 
-    def find(some, norm):
-        found.append(search_values(model, some, plan.site, SEARCH, Progress(), norm=norm))
+    def find(wanted):
+        found.append(
+            search_values(model, wanted.edits, plan.site, SEARCH, Progress(), norm=wanted.norms)
+        )
         return found[-1]
 
     weights = Weights(model)
@@ -99,9 +108,9 @@ def test_what_sticks_is_not_written_again_and_the_rest_is(model, rows):
     weights = Weights(model)
     plan = plan_for(model, weights, passes=2, until=until)
 
-    def find(some, norm):
-        asked.append([rows.index(one) for one in some])
-        return searching(model, plan.site)(some, norm)
+    def find(wanted):
+        asked.append([rows.index(one) for one in wanted.edits])
+        return searching(model, plan.site)(wanted)
 
     written = write_until_it_sticks(model, rows, plan, find, (), weights)
     assert [len(some) for some in asked] == [3, 2]
@@ -127,6 +136,29 @@ def test_shares_are_even_or_front_loaded(model, rows):
     sizes = {name: matrix(parts[0]).norm() for name, parts in written.items()}
     # With three layers to go the first takes a third, or one over the root of three.
     assert float(sizes["root"] / sizes["linear"]) == pytest.approx(3**0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shares", "written"),
+    [
+        ("linear", [1 / 6] * 6),
+        ("root", [0.408, 0.265, 0.164, 0.094, 0.049, 0.020]),
+    ],
+)
+def test_where_layers_add_up_a_site_gets_what_was_missing_in_these_shares(
+    tiny, tokenizer, shares, written
+):
+    model = tiny("gpt2", layers=6)
+    for block in model.transformer.h:  # none hears what those below it write
+        block.mlp.c_fc.weight.zero_()
+        block.attn.c_proj.weight.zero_()
+    rows = [edit_rows(tokenizer, FACTS[2], ("",))]
+    found, plan, _ = write(model, rows, layers=range(6), shares=shares)
+    keys = [keys_of(model, firsts(rows), down)[0] for down in plan.downs]
+    told = [matrix(part) @ key for part, key in zip(found.parts, keys, strict=True)]
+    whole = sum(told) if shares == "linear" else told[0] * 6**0.5  # the first takes its root of it
+    got = [float(one @ whole / (whole @ whole)) for one in told]
+    assert got == pytest.approx(written, abs=5e-4)
 
 
 def matrix(part):
@@ -167,9 +199,9 @@ def test_the_clamp_is_relative_to_the_unedited_model(model, rows):
     plan = plan_for(model, weights)
     norms = []
 
-    def find(some, norm):
-        norms.append(norm)
-        return searching(model, plan.site)(some, norm)
+    def find(wanted):
+        norms.append(wanted.norms)
+        return searching(model, plan.site)(wanted)
 
     first = write_until_it_sticks(model, rows, plan, find, (), weights)
     with weights.unchanged():
@@ -234,8 +266,8 @@ def test_a_definite_metric_disturbs_other_keys_less_than_none(model, rows):
 
 
 def test_values_say_of_each_edit_what_its_search_ended_with(model, rows):
-    def find(some, norm):
-        found = searching(model, plan.site)(some, norm)
+    def find(wanted):
+        found = searching(model, plan.site)(wanted)
         seen.append(found)
         return found
 
@@ -244,3 +276,93 @@ def test_values_say_of_each_edit_what_its_search_ended_with(model, rows):
     plan = plan_for(model, weights)
     written = write_until_it_sticks(model, rows, plan, find, (), weights)
     assert written.searched == seen[0].nll
+
+
+def test_edits_that_ask_for_different_things_at_one_key_are_found(model, tokenizer):
+    rival = EditRequest(prompt="The capital of {} is", subject="Norway", target_new="the city")
+    rows = [edit_rows(tokenizer, fact, PREFIXES) for fact in (*FACTS, rival)]
+    written, _, _ = write(model, rows, penalty=1.0)
+    assert written.conflicts.count == 1
+    (pair,) = written.conflicts.closest
+    assert "'The capital of Norway is' → 'Lima'" in pair.first
+    assert "'The capital of Norway is' → 'the city'" in pair.second
+    assert write(model, rows[:3], penalty=1.0)[0].conflicts.count == 0
+
+
+def test_an_earlier_edit_of_the_same_key_is_found_whether_its_keys_count_or_not(model, tokenizer):
+    rows = [edit_rows(tokenizer, fact, PREFIXES) for fact in FACTS]
+    first, _, _ = write(model, rows, penalty=1.0)
+    rival = EditRequest(prompt="The capital of {} is", subject="Norway", target_new="the city")
+    again = [edit_rows(tokenizer, rival, PREFIXES)]
+    weights = Weights(model)
+    with weights.temporarily(first.parts):
+        for exact in (True, False):
+            plan = plan_for(model, weights, penalty=1.0, exact=exact)
+            held = (delta_of(first, rows),)
+            find = searching(model, plan.site)
+            second = write_until_it_sticks(model, again, plan, find, held, weights)
+            (pair,) = second.conflicts.closest
+            assert ("Lima" in pair.first, "the city" in pair.second) == (True, True)
+
+
+def test_notes_tell_how_well_posed_the_systems_were(model, rows):
+    metric = factorise(
+        torch.eye(Weights(model).layout.down_of(0).in_features).diag().cumsum(0).diag()
+    )
+    written, plan, _ = write(model, rows, penalty=1.0, passes=2, metrics=[metric, metric])
+    told = notes_of(plan, written)["condition"]
+    assert told["moments"] == [metric.condition, metric.condition]
+    assert metric.condition == pytest.approx(len(metric.cholesky), rel=0.2)
+    assert len(told["systems"]) == 2
+    assert all(one > 1 for one in told["systems"])
+
+
+def test_notes_tell_how_each_search_was_cut(model, rows):
+    written, plan, _ = write(model, rows, passes=2)
+    told = notes_of(plan, written)["sizes"]
+    assert [sum(count * edits for count, edits, _ in lots) for lots in told] == [3, 3]
+    assert list(noted_before({"sizes": told}, 1)) == list(written.sizes[1])
+
+
+def test_progress_is_told_of_every_layer_and_every_pass(model, rows, diary):
+    weights = Weights(model)
+    plan = plan_for(model, weights, passes=2)
+    find = searching(model, plan.site)
+    write_until_it_sticks(model, rows, plan, find, (), weights, diary)
+    each = [*["reading keys", "solving"] * 2, "asking for the targets"]
+    assert diary.tasks == each * 2
+
+
+def test_among_many_keys_less_is_wanted_and_searches_end_earlier(model, rows):
+    """A layer has room for 24 keys: 3 of this batch fill an eighth, with 21 earlier ones it is full."""
+    weights = Weights(model)
+    plan = plan_for(model, weights, until=0.95, crowded=0.5, passes=2, penalty=1.0)
+    wanted: list[Wanted] = []
+
+    def find(one):
+        wanted.append(one)
+        return searching(model, plan.site)(one)
+
+    alone = write_until_it_sticks(model, rows, plan, find, (), weights)
+    assert alone.until == sticks_at(0.95, 0.5, 3 / 24)
+    assert wanted[0].stop == far_enough(alone.until)
+    held = delta_of(alone, rows)
+    earlier = [evolve(held, carry={path: keys.repeat(7, 1) for path, keys in held.carry.items()})]
+    crowded = write_until_it_sticks(model, rows, plan, find, earlier, weights)
+    assert crowded.until == pytest.approx(0.5, abs=1e-12)
+    assert notes_of(plan, crowded)["until"] == crowded.until
+    assert [one.number for one in wanted if one.number == 0] == [0, 0]
+    assert wanted[-1].bounded(SEARCH) == evolve(SEARCH, stop=far_enough(crowded.until))
+
+
+def test_one_write_is_searched_for_to_the_end_that_it_is_told(model, rows):
+    ends = []
+    weights = Weights(model)
+    plan = plan_for(model, weights, until=0.9, crowded=0.5, passes=1)
+
+    def find(wanted):
+        ends.append(wanted.stop)
+        return searching(model, plan.site)(wanted)
+
+    write_until_it_sticks(model, rows, plan, find, (), weights)
+    assert ends == [None]

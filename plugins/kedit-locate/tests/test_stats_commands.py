@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import warnings
+from pathlib import Path
 
 import numpy
 import pytest
@@ -13,6 +15,7 @@ from kedit_core.models import open_with_transformers
 from kedit_core.progress import Progress
 from kedit_locate.config import Context, Statistics
 from kedit_locate.moments import metric_of, moments
+from kedit_locate.shards import Shelf
 from kedit_locate.templates import context_prefixes
 
 QUICK = ("--tokens", "200", "--length", "16")
@@ -139,6 +142,34 @@ def test_a_file_of_another_kind_or_name_among_the_moments_is_damage(folder, rows
     assert code == 1
     damaged = {one["file"] for one in json.loads(out) if one["damaged"]}
     assert {name.rpartition("/")[2] for name in damaged} == {other.name, "renamed.safetensors"}
+
+
+def test_an_unfinished_pass_is_listed_and_verified(folder, rows_of, kedit, monkeypatch):
+    long = ("--tokens", "600", "--length", "16")
+    find = Shelf.find
+
+    def interrupted(self, path, shard):
+        if shard == (1, 2):
+            raise KeyboardInterrupt
+        return find(self, path, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "find", interrupted)
+        assert kedit("build", folder, "--layers", "1", *long)[0] != 0
+    (row,) = rows_of("list")
+    assert (row["shard"], row["damaged"]) == ("1 of 2", False)
+    assert 0 < row["tokens"] < 600
+    assert "unfinished" in kedit("list")[1]
+    Path(row["file"]).write_bytes(b"broken")
+    code, out, _ = kedit("verify", "--json")
+    assert code == 1
+    assert json.loads(out)[0]["damaged"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")  # shown on stderr
+        code, _, err = kedit("build", folder, "--layers", "1", *long)
+    assert code == 0
+    assert "damaged" in err
+    assert [one["shard"] for one in rows_of("verify")] == [""]
 
 
 def test_import_keeps_the_moment_of_romes_code_and_edits_use_it(folder, rows_of, tmp_path, diary):

@@ -5,7 +5,8 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kedit_core import layout_of
 from kedit_core.reading import reach_past_pads
@@ -32,6 +33,9 @@ FAMILIES = {
 CLOSE = dict.fromkeys(FAMILIES, 1e-10) | dict.fromkeys(
     ("gptj", "llama", "qwen2", "mistral", "gemma2", "bloom"), 1e-6
 )
+# The others attend by code of their own, through a window, or softcap what they say.
+DIRECT = ("gpt2", "llama", "qwen2")
+BOUNDED = ("gemma2",)
 ROWS = ([3, 9, 27, 4, 12, 36, 8, 24, 2], [5, 25, 45, 35, 15, 6, 11, 21], [7, 1, 2, 3, 9, 19, 29])
 
 
@@ -114,6 +118,8 @@ def test_from_a_layer_on_loss_and_gradient_are_those_of_whole_forwards(family, k
     entered = enter(model, suffix, blocks, *picked(starts), narrow=narrow)
     assert not entered.refusal
     assert entered.suffix.lower.blocks == blocks
+    assert entered.suffix.direct == (set(range(4)) if family in DIRECT else set())
+    assert (entered.suffix.head is None) == (family in BOUNDED)
     loss, gradients = loss_and_gradients(
         from_suffix(model, entered.suffix, sites, starts, shifts), shifts
     )
@@ -238,6 +244,67 @@ def test_where_skipping_changes_what_a_model_says_all_layers_run(strange, why):
     assert why in entered.refusal
     assert entered.suffix is suffix
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_a_model_makes_of_what_its_head_writes_is_not_left_out():
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    config = GraniteConfig(vocab_size=64, **GROUPED, **ends, logits_scaling=8.0)
+    model = GraniteForCausalLM(config).double().eval().requires_grad_(False)
+    sites, starts = sites_of(model, "block"), starts_of(model)
+    suffix = read_suffix(model, ROWS, starts)
+    entered = enter(model, suffix, blocks_below(model, sites), *picked(starts))
+    assert not entered.refusal
+    assert entered.suffix.head is None
+    logits = run(model, entered.suffix, *picked(starts))
+    torch.testing.assert_close(logits, entered.logits, rtol=1e-9, atol=1e-6)
+
+
+def attending(change):
+    """Return an attention that changes what it is given and then is torch's."""
+    torchs = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attend(module, query, key, value, mask, **options):
+        return torchs(module, *change(query, key, value, mask), **options)
+
+    return attend
+
+
+def test_attention_that_others_put_in_place_is_read_from_and_put_back(monkeypatch):
+    model, doubled = opened("llama"), attending(lambda query, *rest: (2 * query, *rest))
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", doubled)
+    sites, starts = sites_of(model, "block"), starts_of(model)
+    suffix = read_suffix(model, ROWS, starts)
+    entered = enter(model, suffix, blocks_below(model, sites), *picked(starts))
+    assert not entered.suffix.direct
+    logits = run(model, entered.suffix, *picked(starts))
+    torch.testing.assert_close(logits, entered.logits, rtol=1e-9, atol=1e-6)
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is doubled
+
+
+def test_after_an_interrupted_forward_models_attend_as_before():
+    model, before = opened("gpt2"), ALL_ATTENTION_FUNCTIONS["sdpa"]
+    sites, starts = sites_of(model, "block"), starts_of(model)
+    entered = enter(
+        model, read_suffix(model, ROWS, starts), blocks_below(model, sites), *picked(starts)
+    )
+    assert entered.suffix.direct
+    model.transformer.h[3].register_forward_hook(interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, entered.suffix, *picked(starts))
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    assert "sdpa" not in ALL_ATTENTION_FUNCTIONS._local_mapping
+
+
+def test_in_few_bits_attention_and_head_are_the_models_own():
+    model = opened("llama").bfloat16()
+    sites, starts = sites_of(model, "block"), starts_of(model)
+    entered = enter(
+        model, read_suffix(model, ROWS, starts), blocks_below(model, sites), *picked(starts)
+    )
+    assert not entered.refusal
+    assert not entered.suffix.direct
+    assert entered.suffix.head is None
 
 
 def test_a_site_outside_of_the_blocks_or_in_the_first_one_skips_nothing():

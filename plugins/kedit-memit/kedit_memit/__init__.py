@@ -9,7 +9,7 @@ from kedit_memit.config import MemitConfig
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from kedit_core import Delta, EditBatch, TensorCache, Weights
+    from kedit_core import Applied, Delta, EditBatch, TensorCache, Weights
     from kedit_core.progress import Progress
 
 
@@ -43,3 +43,11 @@ def compute_delta(
     from kedit_memit._memit import memit
 
     return memit(model, tokenizer, batch, config, previous, weights, cache, progress)
+
+
+@hookimpl
+def apply_delta(delta: "Delta", weights: "Weights") -> "Applied":
+    """Write the updates with the kernel of the family; on a CPU to the bits that core writes."""
+    from kedit_locate.writing_kernels import low_rank_write
+
+    return weights.add(delta, write=low_rank_write)

@@ -11,25 +11,21 @@ stream of edits forgets its first ones.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
 from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
+from kedit_locate.layers import layers_of
 from kedit_locate.moments import metrics_of
-from kedit_locate.rows import EditRows, edit_rows
-from kedit_locate.spreading import Plan, Written, write_until_it_sticks
+from kedit_locate.plans import Plan, Wanted, notes_of
+from kedit_locate.rows import edit_rows
+from kedit_locate.sizes import noted_before
+from kedit_locate.spreading import write_until_it_sticks
 from kedit_locate.templates import context_prefixes
 from kedit_locate.values import Values, search_values
 from kedit_memit.config import MemitConfig
-
-_FROM, _TO = 0.12, 0.27
-"""Where the layers are, as shares of the depth: about those of GPT-J (3-8 of 28) and Llama (4-8 of 32)."""
-
-_LEAST = 2
 
 
 def memit(
@@ -43,7 +39,7 @@ def memit(
     progress: Progress,
 ) -> Delta:
     """Return the updates that write all facts of the batch."""
-    layers = layers_of(weights.layout, config)
+    layers = layers_of(weights.layout, config.layers)
     downs = [weights.layout.down_of(layer) for layer in layers]
     prefixes = context_prefixes(model, tokenizer, config.context, config.seed, weights, cache)
     edits = [edit_rows(tokenizer, one, prefixes, chat=batch.chat) for one in batch.requests]
@@ -57,52 +53,30 @@ def memit(
         shares="linear",
         exact=config.history == "exact",
         until=config.until,
+        crowded=config.crowded,
         passes=config.passes,
     )
 
-    def find(some: Sequence[EditRows], norm: Tensor) -> Values:
-        return search_values(model, some, plan.site, config.search, progress, norm=norm)
+    def find(wanted: Wanted) -> Values:
+        sizes = noted_before(batch.notes, wanted.number)
+        search = wanted.bounded(config.search)
+        about = (model, wanted.edits, plan.site, search, progress, wanted.norms)
+        return search_values(*about, sizes=sizes)
 
-    written = write_until_it_sticks(model, edits, plan, find, previous, weights)
+    written = write_until_it_sticks(model, edits, plan, find, previous, weights, progress)
     return Delta(
         method="memit",
         requests=batch.requests,
         parts=written.parts,
         carry=written.carry,
-        provenance=Provenance(notes=_notes(layers, prefixes, plan, written)),
+        provenance=Provenance(
+            notes={
+                "layers": list(layers),
+                "prefixes": list(prefixes),
+                **notes_of(plan, written),
+            }
+        ),
     )
-
-
-def _notes(
-    layers: Sequence[int], prefixes: Sequence[str], plan: Plan, written: Written
-) -> dict[str, Any]:
-    notes = {
-        "layers": list(layers),
-        "site": plan.site,
-        "prefixes": list(prefixes),
-        "passes": list(written.passes),
-        "target_probability": list(written.probability),
-        "target_nll": list(written.searched),
-        "ridge": [metric.ridge for metric in plan.metrics],
-    }
-    if written.refusal:
-        notes["search"] = f"all layers ran at every step: {written.refusal}"
-    if written.apart:
-        notes["rows"] = (
-            "read one length at a time: pads between them would change what this model says"
-        )
-    return notes
-
-
-def layers_of(layout: ModelLayout, config: MemitConfig) -> tuple[int, ...]:
-    """Return the layers to edit, ascending."""
-    if config.layers is not None:
-        return config.layers
-    depth = len(layout.layers)
-    first = int(_FROM * depth)
-    last = max(first + _LEAST - 1, int(_TO * depth))
-    # Not the last layer: what it writes at the subject, no later token reads.
-    return tuple(range(first, max(min(last, depth - 2), first) + 1))
 
 
 def site_of(layout: ModelLayout, top: int) -> str:

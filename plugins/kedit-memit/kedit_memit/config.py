@@ -4,20 +4,15 @@ from typing import Literal
 
 from attrs import field, frozen, validators
 
-from kedit_locate.config import Context, Search, Statistics
-
-
-def _ascending(_: object, __: object, layers: tuple[int, ...] | None) -> None:
-    if layers is not None and (not layers or layers[0] < 0 or sorted(set(layers)) != list(layers)):
-        raise ValueError(f"layers are counted up from 0, each once: {list(layers)}")
-
-
-def _short_and_long() -> Statistics:
-    return Statistics(length=256, short=16)
-
-
-def _small_steps() -> Search:
-    return Search(steps=20, lr=0.2, clamp=0.75, decay=0.1, stop=0.05)
+from kedit_locate.config import (
+    Context,
+    Search,
+    Statistics,
+    ascending,
+    probability,
+    short_and_long,
+    small_steps,
+)
 
 
 @frozen(kw_only=True)
@@ -25,30 +20,36 @@ class MemitConfig:
     """Settings of MEMIT.
 
     The defaults make small steps and repeat them until an edit sticks. The original makes one large
-    step: ``passes=1``, ``keys="half"``, ``history="none"`` and a larger clamp.
+    step: ``passes=1``, ``keys="half"``, ``history="none"``, a larger ``search.clamp``, with
+    ``search.direction="adam"`` and ``statistics.metric="moments"``.
 
     Attributes:
         layers: whose MLPs are edited, ascending; None takes some in the first third.
         penalty: λ, how much disturbance of other keys counts against the edits.
         history: ``exact`` keeps what earlier edits wrote at their keys; ``none`` is the original.
-        until: an edit sticks when the model gives its target this probability a token.
+        until: an edit alone sticks when the model gives its target this probability a token.
+        crowded: what ``until`` falls to as the keys of edits, earlier ones included, fill a layer: among
+            many, margin costs other facts. Between the two the log-odds fall with the root of the
+            share that is filled.
         passes: writes at most; from the second on only what does not stick is written again.
         keys: ``both`` writes a fact at the subject's key where a text begins with it and at the mean
             key behind the prefixes; ``half`` at half the bare prompt's key and half that mean, as the
             original.
-        search: how values are searched for; its clamp is relative to the unedited model.
+        search: how values are searched for; its clamp is relative to the unedited model, its ``stop``
+            counts where ``passes`` is 1. Otherwise a search ends where its edit would stick.
         context: which texts stand before the prompt.
         statistics: which text the second moments of the keys are taken from.
         seed: of the sampled prefixes.
     """
 
-    layers: tuple[int, ...] | None = field(default=None, validator=_ascending)
+    layers: tuple[int, ...] | None = field(default=None, validator=ascending)
     penalty: float = field(default=1000.0, validator=validators.ge(0.0))
     history: Literal["exact", "none"] = "exact"
-    until: float = field(default=0.9, validator=[validators.ge(0.0), validators.le(1.0)])
-    passes: int = field(default=5, validator=validators.ge(1))
+    until: float = field(default=0.985, validator=probability)
+    crowded: float = field(default=0.7, validator=probability)
+    passes: int = field(default=8, validator=validators.ge(1))
     keys: Literal["both", "half"] = "both"
-    search: Search = field(factory=_small_steps)
+    search: Search = field(factory=small_steps)
     context: Context = field(factory=Context)
-    statistics: Statistics = field(factory=_short_and_long)
+    statistics: Statistics = field(factory=short_and_long)
     seed: int = 0

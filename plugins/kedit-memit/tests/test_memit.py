@@ -3,21 +3,22 @@
 import pytest
 import torch
 
-from kedit_core import Editor, KeditError, Plugins
+from kedit_core import Editor, EditRequest, KeditError, Plugins, Weights, export_lora
 from kedit_core.config import load_config
 from kedit_core.digests import state_digest
 from kedit_core.errors import ConfigError
 from kedit_core.presets import presets_of
 from kedit_core.progress import Progress
+from kedit_locate import values, writing_kernels
 from kedit_locate.config import Search, Statistics
 from kedit_locate.moments import moments
+from kedit_locate.parts import read_parts
 from kedit_locate.rows import edit_rows
 from kedit_locate.values import search_values
-from kedit_memit._memit import layers_of
 from kedit_memit.config import MemitConfig
 
-SEARCH = {"steps": 6, "lr": 0.2, "clamp": 2.0, "stop": 0.0}
-TEXT = {"tokens": 600, "length": 16}
+SEARCH = {"steps": 6, "direction": "adam", "lr": 0.2, "clamp": 2.0, "stop": 0.0}
+TEXT = {"metric": "moments", "tokens": 600, "length": 16, "short": None}
 ORIGINAL = {
     "layers": [0, 1, 2],
     "penalty": 3.0,
@@ -135,24 +136,6 @@ def test_the_notes_say_what_was_reached_and_at_what_cost(tiny, tokenizer, facts)
     assert len(notes["ridge"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("depth", "layers"),
-    [
-        (1, (0,)),
-        (2, (0,)),
-        (6, (0, 1)),
-        (12, (1, 2, 3)),
-        (28, (3, 4, 5, 6, 7)),
-        (32, (3, 4, 5, 6, 7, 8)),
-    ],
-)
-def test_without_a_preset_layers_of_the_first_third_are_taken(tiny, depth, layers):
-    from kedit_core import layout_of
-
-    layout = layout_of(tiny("gpt2", layers=depth))
-    assert layers_of(layout, MemitConfig()) == layers
-
-
 def test_every_preset_fits_the_settings_and_says_where_it_comes_from():
     import kedit_memit
 
@@ -182,3 +165,64 @@ def test_memit_is_listed_as_batched_and_continual():
     info = Plugins.installed().info("memit")
     assert info.batched
     assert info.continual
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_kernel_writes_the_bits_that_core_writes(
+    tiny, tokenizer, facts, family, dtype, monkeypatch
+):
+    kernel, written = writing_kernels.low_rank_write, []
+
+    def counted(out, *given):
+        kernel(out, *given)
+        written.append(out.shape)
+
+    monkeypatch.setattr(writing_kernels, "low_rank_write", counted)
+    editor, delta = edited(tiny(family, dtype=dtype), tokenizer, facts)
+    assert len(written) == len(delta.parts) == 3
+    other = tiny(family, dtype=dtype)
+    Weights(other).add(delta)
+    assert state_digest(editor.model) == state_digest(other)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_an_exported_adapter_merges_to_the_bits_that_were_written(
+    tiny, tokenizer, facts, family, tmp_path
+):
+    editor, _ = edited(tiny(family, dtype=torch.float32), tokenizer, facts)
+    assert export_lora(editor, tmp_path / "adapter").exact
+
+
+def test_an_edit_that_is_made_again_is_cut_as_it_was_when_memory_was_short(
+    tiny, tokenizer, facts, monkeypatch
+):
+    def short(model, edits, most):
+        if len(edits) > 1:
+            raise torch.OutOfMemoryError("no memory left")
+        return read_parts(model, edits, most)
+
+    editor = Editor(tiny("llama"), tokenizer, "memit", ORIGINAL)
+    first = editor.edit(facts[0])
+    with monkeypatch.context() as less:
+        less.setattr(values, "read_parts", short)
+        second = editor.edit(facts[1:])
+    cut = second.provenance.notes["sizes"]
+    assert cut[0][0][1] == 1
+    assert edited(tiny("llama"), tokenizer, facts[1:])[1].provenance.notes["sizes"] != cut
+    editor.undo(first.id, recompute=True)
+    assert editor.deltas[0].provenance.notes["sizes"] == cut
+
+
+def test_edits_that_contradict_each_other_are_named_in_a_warning(tiny, tokenizer, facts, caplog):
+    rival = EditRequest(prompt="The capital of {} is", subject="Norway", target_new="guitar")
+    editor = Editor(tiny("llama"), tokenizer, "memit", {**ORIGINAL, "layers": [0, 1]})
+    with caplog.at_level("WARNING"):
+        editor.edit(facts)
+        assert not caplog.messages
+        editor.undo()
+        delta = editor.edit([*facts, rival])
+    assert delta.provenance.notes["conflicts"]["count"] == 1
+    (said,) = caplog.messages
+    assert said.startswith("memit: ")
+    assert all(one in said for one in ("'The capital of Norway is'", "'Lima'", "'guitar'"))

@@ -30,6 +30,7 @@ from kedit_core.progress import Progress
 from kedit_locate.keys import keys_of, mean_key
 from kedit_locate.moments import metric_of
 from kedit_locate.rows import edit_rows
+from kedit_locate.sizes import noted, noted_before
 from kedit_locate.solver import rank_one, shared_shift
 from kedit_locate.templates import context_prefixes
 from kedit_locate.values import Values, search_values
@@ -57,7 +58,8 @@ def rome(
     prefixes = context_prefixes(model, tokenizer, config.context, config.seed, weights, cache)
     rows = edit_rows(tokenizer, request, prefixes, chat=batch.chat)
     keys = keys_of(model, rows.rewrites, down)  # (rows, in_features)
-    values = search_values(model, [rows], down.path, config.search, progress)
+    sizes = noted_before(batch.notes, 0)
+    values = search_values(model, [rows], down.path, config.search, progress, sizes=sizes)
     metric = metric_of(model, tokenizer, down, config.statistics, weights, cache, progress)
     average = mean_key(keys)  # (in_features,)
     if config.keys == "both":
@@ -95,6 +97,7 @@ def _notes(layer: int, prefixes: tuple[str, ...], values: Values, ridge: float) 
         "steps": values.steps[0],
         "target_nll": values.nll[0],
         "target_probability": probability,
+        "sizes": [noted(values.sizes)],
         "ridge": ridge,
     }
     notes |= {"rows": _APART} if values.apart else {}

@@ -1,0 +1,26 @@
+"""Which layers methods edit that write into several."""
+
+from collections.abc import Sequence
+
+from kedit_core.layout import ModelLayout
+
+_FROM, _COUNT = 0.12, 0.18
+"""Where the layers are, as shares of the depth: about those of GPT-J (3-8 of 28) and Llama (4-8 of 32).
+
+In a model of six layers that is the first one alone. What lower layers write moves the keys of upper ones,
+those of earlier edits too; where layers are few, that costs a stream more than sharing the work saves.
+"""
+
+
+def layers_of(layout: ModelLayout, chosen: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the layers to edit, ascending.
+
+    Args:
+        layout: of the model.
+        chosen: those that were asked for; None takes some in the first third.
+    """
+    if chosen is not None:
+        return tuple(chosen)
+    depth = len(layout.layers)
+    first = int(_FROM * depth)
+    return tuple(range(first, first + max(int(_COUNT * depth), 1)))

@@ -1,0 +1,199 @@
+"""How streams of edits end: what each way of editing keeps, every fifty edits, and a picture of it.
+
+``python tests/benchmarks/collapse.py FILE.jsonl [--model atlas:llama] [--edits 300] [--only NAME]...`` makes
+the runs of ``RUNS`` that the file does not hold yet and appends one line for each judgement, so that it can
+be stopped and called again. ``python tests/benchmarks/collapse.py FILE.jsonl --plot FILE.svg`` draws them.
+
+A line says after how many edits, in percent by exact match: how many of all edits so far the model still
+says (reliability), on paraphrases too (generalization), which near neighbours and unrelated kept facts it
+says as before; perplexity of sentences about kept facts and norm growth of the touched weights (drift), both
+against the start; and with what probability the searches of the last fifty edits ended (searched). Where
+that stays near one while reliability falls, the search is fitted to a model that is falling apart.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import exp
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from attrs import asdict, frozen
+from locate_on_atlas import ORIGINAL, Bench, held_out
+from matplotlib.figure import Figure
+
+from kedit_core import Delta, EditRequest
+from kedit_core.cli.screen import BarProgress
+
+PMET_ORIGINAL = {**ORIGINAL, "search": {**ORIGINAL["search"], "clamp": 4.0}}
+HISTORY = {"history": "exact"}
+
+
+@frozen(kw_only=True)
+class Run:
+    """One way of editing."""
+
+    method: str
+    settings: Mapping[str, Any]
+    batch: int | Literal["all"] = 1
+
+
+RUNS: Mapping[str, Run] = {
+    "ROME": Run(method="rome", settings={}),
+    "MEMIT, original": Run(method="memit", settings=ORIGINAL),
+    "MEMIT, original with history": Run(method="memit", settings={**ORIGINAL, **HISTORY}),
+    "PMET, original": Run(method="pmet", settings=PMET_ORIGINAL),
+    "PMET, original with history": Run(method="pmet", settings={**PMET_ORIGINAL, **HISTORY}),
+    "MEMIT, original, tens": Run(method="memit", settings=ORIGINAL, batch=10),
+    "MEMIT, original, hundreds": Run(method="memit", settings=ORIGINAL, batch=100),
+    "MEMIT, original, at once": Run(method="memit", settings=ORIGINAL, batch="all"),
+    "MEMIT, no history": Run(method="memit", settings={"history": "none"}),
+    "MEMIT": Run(method="memit", settings={}),
+    "PMET": Run(method="pmet", settings={}),
+    "MEMIT, at once": Run(method="memit", settings={}, batch="all"),
+}
+
+
+@frozen(kw_only=True)
+class Judged:
+    """What a run is worth after so many edits."""
+
+    model: str
+    run: str
+    edits: int
+    reliability: float
+    generalization: float
+    near: float
+    kept: float
+    perplexity: float
+    drift: float
+    searched: float
+    seconds: float
+
+
+def judged(
+    name: str, run: Run, bench: Bench, facts: Sequence[EditRequest], every: int
+) -> Iterator[Judged]:
+    """Yield a judgement of all edits so far after every so many; of a run at once, of that many at once."""
+    seconds = 0.0
+    for done, end in pairwise(range(0, len(facts) + 1, every)):
+        if run.batch == "all":
+            new, size, seconds = facts[:end], end, 0.0
+        else:
+            new, size = facts[done:end], run.batch
+        probabilities: list[float] = []
+        started = perf_counter()
+        for start in range(0, len(new), size):
+            probabilities += searched(bench.editor.edit(new[start : start + size]))
+        seconds += perf_counter() - started
+        found = bench.judge(facts[:end], seconds)
+        yield Judged(
+            model=bench.model,
+            run=name,
+            edits=end,
+            **found.scores,
+            perplexity=found.perplexity,
+            drift=bench.drift(),
+            searched=100 * mean(probabilities),
+            seconds=seconds,
+        )
+        if run.batch == "all":
+            bench.editor.undo()
+
+
+def searched(delta: Delta) -> list[float]:
+    """Return with what probability the search for each value ended."""
+    found = delta.provenance.notes["target_nll"]
+    return [exp(-nll) for nll in (found if isinstance(found, list | tuple) else [found])]
+
+
+def read(path: Path) -> list[Judged]:
+    """Return what a file holds; nothing when it is not there."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [Judged(**json.loads(line)) for line in lines]
+
+
+def make(path: Path, model: str, edits: int, every: int, seed: int, only: Sequence[str]) -> None:
+    """Make the runs that the file does not hold to their end."""
+    for name, run in RUNS.items():
+        own = [one for one in read(path) if (one.model, one.run) == (model, name)]
+        if (only and name not in only) or any(one.edits >= edits for one in own):
+            continue
+        step = max(every, run.batch) if isinstance(run.batch, int) else every
+        with TemporaryDirectory() as folder:
+            bench = Bench(model, run.method, run.settings, held_out(Path(folder)), BarProgress())
+            for one in judged(name, run, bench, bench.facts(edits, seed), step):
+                if one.edits in {earlier.edits for earlier in own}:
+                    continue
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(one)) + "\n")
+                sys.stderr.write(f"{one}\n")
+
+
+PANELS = {
+    "reliability": "edits that the model still says (%)",
+    "searched": "last probability of the search (%)",
+    "kept": "unrelated facts said as before (%)",
+    "perplexity": "perplexity, times the start",
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Told apart by colour-blind people too (Okabe and Ito, 2008)."""
+
+
+def plot(found: Sequence[Judged], path: Path) -> None:
+    """Draw one line a run into one panel a measure."""
+    figure = Figure(figsize=(9, 6.6), layout="constrained")
+    names = [name for name in RUNS if any(one.run == name for one in found)]
+    for axes, (measure, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for number, name in enumerate(names):
+            own = sorted((one for one in found if one.run == name), key=lambda one: one.edits)
+            axes.plot(
+                [one.edits for one in own],
+                [getattr(one, measure) for one in own],
+                label=name,
+                color=COLOURS[number % len(COLOURS)],
+                linestyle="-" if "original" not in name else "--",
+                linewidth=2.4 if name in ("MEMIT", "PMET") else 1.4,
+                marker=".",
+            )
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if measure == "perplexity":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0, 102)
+        axes.set_xlim(left=0)
+    figure.supxlabel("edits so far", fontsize=10)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(f"{found[0].model}: what is left of all edits, by the way they were made")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=120)
+
+
+def main(
+    path: Path,
+    model: str = "atlas:llama",
+    edits: int = 300,
+    every: int = 50,
+    seed: int = 0,
+    only: Annotated[list[str] | None, typer.Option()] = None,
+    plot_to: Annotated[Path | None, typer.Option("--plot")] = None,
+    threads: int = 1,
+) -> None:
+    """Make the runs, or draw those that were made."""
+    torch.set_num_threads(threads)
+    if plot_to is None:
+        make(path, model, edits, every, seed, only or [])
+    else:
+        plot([one for one in read(path) if one.model == model], plot_to)
+
+
+if __name__ == "__main__":
+    typer.run(main)
