@@ -5,9 +5,10 @@ patterns, vLLM drops them without a word, llama.cpp goes by the tensors. All agr
 has one rank r and ``lora_alpha`` is r. So each pair is padded with zeros to a common rank.
 
 PEFT merges ``W += B @ A`` in float32, the sum that wrote the edited model. Zeros add nothing, but they move
-the places where a matrix library breaks a long product into blocks (MKL on AVX-512 sums 256 ranks as
+the places where a matrix library breaks a long product into blocks (MKL on an AMD EPYC sums 256 ranks as
 128 + 128, and 512 as 192 + 192 + 128), and so the last bits. Where zeros at the end do that, they go
-between two blocks instead.
+between two blocks instead. Some processors leave no place for them between ranks far apart (an Intel Xeon,
+320 among 512); the elements that then differ in their last bit are counted.
 """
 
 import json

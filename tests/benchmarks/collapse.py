@@ -165,12 +165,10 @@ def plot(found: Sequence[Judged], path: Path) -> None:
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        if measure == "perplexity":
-            axes.set_yscale("log")
-        else:
+        if measure != "perplexity":
             axes.set_ylim(0, 102)
         axes.set_xlim(left=0)
-    figure.supxlabel("edits so far", fontsize=10)
+        axes.set_xlabel("edits so far", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(f"{found[0].model}: what is left of all edits, by the way they were made")

@@ -46,7 +46,7 @@ class MemitConfig:
     penalty: float = field(default=1000.0, validator=validators.ge(0.0))
     history: Literal["exact", "none"] = "exact"
     until: float = field(default=0.985, validator=probability)
-    crowded: float = field(default=0.7, validator=probability)
+    crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=small_steps)

@@ -58,7 +58,7 @@ class PmetConfig:
     shares: Literal["root", "linear"] = "root"
     history: Literal["exact", "none"] = "exact"
     until: float = field(default=0.985, validator=probability)
-    crowded: float = field(default=0.7, validator=probability)
+    crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=_small_steps)
