@@ -31,7 +31,7 @@ class Search:
     Attributes:
         steps: forwards at most; there is one update less.
         direction: ``adam`` moves every coordinate about as far, as the original; ``gradient`` goes
-            straight down the gradient, which comes to shorter shifts in fewer steps.
+            straight down the gradient, which comes to shorter shifts.
         lr: Adam's; straight steps are so long, in norms of the site's own activation.
         clamp: the shift stays within this many norms of the site's own activation.
         decay: weight of ‖δ‖ / ‖h₀‖².

@@ -1,7 +1,7 @@
 """Steps of one length straight down the gradient, for one shift an edit, each kept within a radius.
 
-Adam moves every coordinate about as far, however little it matters, so that half of the square of a shift
-says nothing. What a value disturbs grows with that square; straight steps come out shorter and fewer.
+Adam moves every coordinate about as far, however little it matters, and what a value
+disturbs grows with the square of its shift. Straight steps come out shorter.
 """
 
 import torch
