@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PACKAGES := kedit_core plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
+PACKAGES := kedit_core plugins/kedit-lab/kedit_lab plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
             plugins/kedit-memit/kedit_memit plugins/kedit-pmet/kedit_pmet contrib/kedit-atlas/kedit_atlas
 
 .PHONY: demo test lint docs bench atlas clean
