@@ -151,7 +151,7 @@ def _check_order(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
             warnings.warn(
                 f"{path}: delta {delta.id} was made after {later[0].id} but comes before it; the edited "
                 "weights may differ in their last bits from those that were judged",
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -180,6 +180,7 @@ def finish(
     weights: Weights,
     after: Sequence[str],
     package: str,
+    step: int,
 ) -> Delta:
     """Return a computed delta with its parts on the CPU and its provenance filled in.
 
@@ -190,6 +191,7 @@ def finish(
         weights: of the model.
         after: ids of the deltas in force.
         package: distribution and version of the method.
+        step: how many batches of the method came before.
 
     Raises:
         DeltaError: the method returned something else than a delta that fits this model.
@@ -207,6 +209,7 @@ def finish(
         versions=_versions(package),
         device=_device_of(computed),
         after=tuple(after),
+        step=step,
     )
     return evolve(delta, provenance=provenance)
 

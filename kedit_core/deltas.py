@@ -161,6 +161,7 @@ class Provenance:
         versions: of kedit-core, the plugin, torch and transformers.
         device: type of the device that it was computed on.
         after: ids of the deltas in force when it was computed, oldest first.
+        step: how many batches of the method came before.
         written: per touched parameter its digest once this delta was in the model, after those of ``after``.
         notes: what the method wants to remember, JSON values, read-only.
     """
@@ -172,6 +173,7 @@ class Provenance:
     versions: Mapping[str, str] = field(factory=dict)
     device: str = ""
     after: tuple[str, ...] = field(default=(), converter=_names)
+    step: int = 0
     written: Mapping[str, str] = field(factory=dict)
     notes: Mapping[str, Any] = field(factory=dict, converter=_json)
 

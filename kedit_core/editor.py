@@ -1,6 +1,6 @@
 """The editor: makes edits in one model, judges them, and takes every one of them out again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
@@ -11,16 +11,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit_core.baseline import Baseline
 from kedit_core.cache import TensorCache
 from kedit_core.completions import completions
-from kedit_core.computing import Asked, check_fits, check_loaded, check_model, check_requests
-from kedit_core.delta_files import load_deltas, save_deltas
+from kedit_core.computing import Asked, check_model, check_requests
+from kedit_core.delta_files import save_deltas
 from kedit_core.deltas import Delta
-from kedit_core.errors import ConfigError, KeditError, NotInForceError
+from kedit_core.errors import ConfigError, KeditError
 from kedit_core.judging import Metrics, judged
+from kedit_core.methods import MethodInfo
 from kedit_core.ownership import claim
 from kedit_core.plugins import Plugins
 from kedit_core.progress import Progress
 from kedit_core.reports import EvalReport, Scope
 from kedit_core.requests import EditBatch, EditRequest
+from kedit_core.schedule import Schedule
+from kedit_core.streams import Stream
+from kedit_core.undoing import remove, undo
 from kedit_core.untouched import at_rest
 from kedit_core.weights import Weights
 from kedit_core.workshop import Workshop
@@ -127,11 +131,22 @@ class Editor:
         """Return the deltas in force, oldest first."""
         return self._stack.in_force()
 
+    @property
+    def history(self) -> tuple[Delta, ...]:
+        """Return all deltas made and not undone, oldest first; of a memory those too that a later one replaced."""
+        return self._stack.history
+
+    def info(self, method: str | None = None) -> MethodInfo:
+        """Return the card of a method, by default of the editor's own."""
+        return self._plugins.info(self._method(method))
+
     def edit(
         self,
         requests: EditRequest | Sequence[EditRequest],
         method: str | None = None,
         config: Any = None,
+        *,
+        keep: Callable[[Delta], None] | None = None,
     ) -> Delta:
         """Make the requests hold, and return what was changed.
 
@@ -141,6 +156,8 @@ class Editor:
             requests: one, or several for a method that takes batches.
             method: by default the editor's own.
             config: for this call; by default the editor's own.
+            keep: called with the new delta before it goes into the model, to write it to a file, say; when
+                it raises, nothing has changed.
 
         Raises:
             RequestError: a request lacks what the method needs, or is in force already.
@@ -148,20 +165,11 @@ class Editor:
         """
         method = self._method(method)
         asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-        info = self._plugins.info(method)
-        check_requests(asked, info, self.deltas)
+        check_requests(asked, self.info(method), self.deltas)
         settings = self._config_for(method, config)
         check_model(self.model, self.tokenizer, asked, chat=self.chat)
-        before = self._stack.history
-        try:
-            delta = self._workshop.compute(
-                Asked(method=method, requests=asked, config=settings, chat=self.chat)
-            )
-            self._stack.settle((*before, delta))
-            return self._workshop.described(delta)
-        except BaseException:
-            self._stack.settle(before)
-            raise
+        given = Asked(method=method, requests=asked, config=settings, chat=self.chat)
+        return self._workshop.make(given, keep)
 
     def undo(self, id: str | None = None, *, recompute: bool = False) -> None:  # noqa: A002
         """Take an edit out, exactly.
@@ -176,23 +184,7 @@ class Editor:
         Raises:
             NotInForceError: there is none (a LookupError).
         """
-        history = self._stack.history
-        if not history:
-            raise NotInForceError("there is no edit to undo", ())
-        known = [delta.id for delta in history]
-        if id is not None and id not in known:
-            raise NotInForceError(f"no delta {id!r} to undo", known)
-        place = len(history) - 1 if id is None else known.index(id)
-        if recompute:
-            self._workshop.replay(
-                history[:place], [self._workshop.asked_by(delta) for delta in history[place + 1 :]]
-            )
-        elif known[place] not in [delta.id for delta in self.deltas]:
-            self.remove(
-                *(request.id for request in self._workshop.asked_by(history[place]).requests)
-            )
-        else:
-            self._stack.settle((*history[:place], *history[place + 1 :]))
+        undo(self._workshop, id, recompute=recompute)
 
     def remove(self, *request_ids: str) -> None:
         """Take single requests out: re-solve the batches they came in, shrink the memories that hold them.
@@ -200,18 +192,34 @@ class Editor:
         Raises:
             NotInForceError: a request is not in force (a LookupError).
         """
-        held = [request.id for delta in self.deltas for request in delta.requests]
-        for name in request_ids:
-            if name not in held:
-                raise NotInForceError(f"no request {name!r} to remove", held)
-        before = self._stack.history
-        try:
-            for delta in self.deltas:
-                if any(request.id in request_ids for request in delta.requests):
-                    self._workshop.remove_from(delta, request_ids)
-        except BaseException:
-            self._stack.settle(before)
-            raise
+        remove(self._workshop, request_ids)
+
+    def go_to(self, history: Sequence[Delta]) -> None:
+        """Bring the model to a history: its own at an earlier time, or one that was kept elsewhere.
+
+        When this fails the model is as before.
+
+        Raises:
+            DeltaError: a delta was made for another model.
+            UnknownMethodError: no plugin offers the method of one.
+        """
+        self._workshop.go_to(history)
+
+    def stream(
+        self, requests: Sequence[EditRequest], schedule: Schedule | None = None, **options: Any
+    ) -> Stream:
+        """Return a stream of edits: iterate over it to make them and get the judgements as they come.
+
+        Args:
+            requests: whole, probes included, in the order in which they shall be made.
+            schedule: how many at a time, when judged, on what; by default one by one, each judged.
+            options: as for :class:`~kedit_core.streams.Stream`.
+
+        Raises:
+            ConflictError: requests contradict each other, or an edit in force.
+            KeditError: a request cannot be made, or the schedule asks for what the method cannot do.
+        """
+        return Stream(self, requests, schedule or Schedule(), **options)
 
     @contextmanager
     def original(self) -> Iterator[None]:
@@ -273,14 +281,7 @@ class Editor:
                 already.
             UnknownMethodError: no plugin offers the method of one.
         """
-        loaded = load_deltas(path)
-        check_loaded(str(path), loaded, self._stack)
-        for delta in loaded:
-            self._plugins.info(delta.method)
-            check_fits(str(path), delta, self.weights)
-        self._stack.settle((*self._stack.history, *loaded))
-        self._workshop.compare_written(str(path))
-        return loaded
+        return self._workshop.load(path)
 
     def close(self) -> None:
         """Let go of the model as it is now, so that another editor may own it; this one edits no more."""

@@ -119,3 +119,28 @@ class NotInForceError(KeditError, LookupError):
         held = ", ".join(self.in_force[:5]) + (", …" if len(self.in_force) > 5 else "")
         found = f"in force: {held}" if self.in_force else "no edit is in force"
         return f"{self.asked}; {found}"
+
+
+class JournalError(KeditError, RuntimeError):
+    """A run's journal or one of its files cannot be read, written or believed."""
+
+    def __init__(self, what: str, problem: str) -> None:
+        super().__init__(what, problem)
+        self.what, self.problem = what, problem
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.problem}"
+
+
+class RunBusyError(KeditError, RuntimeError):
+    """Another process works on this run."""
+
+    def __init__(self, run: str, pid: int, since: str) -> None:
+        super().__init__(run, pid, since)
+        self.run, self.pid, self.since = run, pid, since
+
+    def __str__(self) -> str:
+        return (
+            f"{self.run}: process {self.pid} works on this run since {self.since}; wait until it has "
+            "ended, or stop it"
+        )

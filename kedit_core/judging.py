@@ -70,7 +70,7 @@ def judged(
         scores=tuple(scores),
         missing=_missing(wanted, scores, batch),
         seconds=perf_counter() - started,
-        peak_memory=_peak_memory(model),
+        peak_memory=peak_memory(model),
     )
 
 
@@ -121,7 +121,7 @@ def _missing(
     return {name: count for name, count in counts.items() if count > 0}
 
 
-def _peak_memory(model: PreTrainedModel) -> int:
+def peak_memory(model: PreTrainedModel) -> int:
     """Return the most bytes held: on the model's GPU, or else by the process."""
     device = model.device
     if device.type == "cuda":

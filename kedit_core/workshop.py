@@ -1,8 +1,8 @@
-"""The workshop: computes the deltas of one model, puts them in, and makes them again without some requests."""
+"""The workshop: computes the deltas of one model, puts them in, and makes them again."""
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ from attrs import evolve
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core.cache import TensorCache
-from kedit_core.computing import Asked, finish
+from kedit_core.computing import Asked, check_fits, check_loaded, finish
 from kedit_core.config import load_config, merged, read_mapping
+from kedit_core.delta_files import load_deltas
 from kedit_core.deltas import Delta
 from kedit_core.errors import DeltaError, KeditError
 from kedit_core.plugins import Plugins
 from kedit_core.presets import preset_for, presets_of
 from kedit_core.progress import Progress
 from kedit_core.reports import Applied, Scope
-from kedit_core.requests import EditBatch, EditRequest
+from kedit_core.requests import EditBatch
 from kedit_core.stack import Stack
 from kedit_core.untouched import Attachment, attachments, untouched
 from kedit_core.weights import Weights
@@ -79,15 +80,58 @@ class Workshop:
         """Tell whether a method's new delta holds all that its earlier one held."""
         return not self.writes(method)
 
+    def removes(self, method: str) -> bool:
+        """Tell whether a method drops edits from its memory by itself."""
+        return self._plugins.info(method).removes
+
+    def make(self, asked: Asked, keep: Callable[[Delta], None] | None) -> Delta:
+        """Return a new delta that is in force; when anything goes wrong, the model is as before.
+
+        Args:
+            asked: what the method is asked for.
+            keep: called with the delta before it goes into the model.
+        """
+        before = self.stack.history
+        try:
+            delta = self.compute(asked)
+            if keep is not None:
+                keep(delta)
+            self.stack.settle((*before, delta))
+            return self._described(delta)
+        except BaseException:
+            self.stack.settle(before)
+            raise
+
+    def load(self, path: str | Path) -> tuple[Delta, ...]:
+        """Put the deltas of a file into the model, on top of what is in force, and return them."""
+        loaded = load_deltas(path)
+        check_loaded(str(path), loaded, self.stack)
+        self._check_fit(str(path), loaded)
+        self.stack.settle((*self.stack.history, *loaded))
+        self._compare_written(str(path))
+        return loaded
+
+    def go_to(self, history: Sequence[Delta]) -> None:
+        """Bring the model to a history; deltas that it did not make itself must fit it."""
+        known = {delta.id for delta in self.stack.history}
+        self._check_fit("a history", [delta for delta in history if delta.id not in known])
+        self.stack.settle(history)
+
+    def _check_fit(self, where: str, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            self._plugins.info(delta.method)
+            check_fits(where, delta, self._weights)
+
     def compute(self, asked: Asked) -> Delta:
         """Return a new delta; the model is as before, whatever happens."""
         method = asked.method
         own = [delta for delta in self.stack.in_force() if delta.method == method]
+        step = self._step_after(method, own)
         asked = evolve(asked, requests=[request.without_probes() for request in asked.requests])
         batch = EditBatch(
             requests=asked.requests,
             remove=asked.remove,
-            step=sum(delta.method == method for delta in self.stack.history),
+            step=step,
             chat=asked.chat,
             notes=asked.notes,
         )
@@ -112,13 +156,19 @@ class Workshop:
         memory = [r for delta in own for r in delta.requests if r.id not in asked.remove]
         package = next(row.package for row in self._plugins.rows() if row.name == method)
         after = tuple(delta.id for delta in self.stack.in_force())
-        made = finish(found, asked, memory if hides else (), self._weights, after, package)
+        made = finish(found, asked, memory if hides else (), self._weights, after, package, step)
         said = made.provenance.notes.get(WARNINGS)
         for text in said if isinstance(said, list) else ():
             log.warning("%s: %s", method, text)
         return made
 
-    def described(self, delta: Delta) -> Delta:
+    def _step_after(self, method: str, own: Sequence[Delta]) -> int:
+        """Return how many batches of a method came before; a memory's own delta knows, as it holds them all."""
+        if self.replaces(method):
+            return own[-1].provenance.step + 1 if own else 0
+        return len(own)
+
+    def _described(self, delta: Delta) -> Delta:
         """Return a delta that was just put in, with the digests of what it left in the model.
 
         Raises:
@@ -133,7 +183,7 @@ class Workshop:
         self.stack.describe(described)
         return described
 
-    def compare_written(self, path: str) -> None:
+    def _compare_written(self, path: str) -> None:
         """Warn when the newest delta's weights are not the bits that were written when it was made.
 
         Rounding of a product depends on device, libraries and threads, so another machine may differ
@@ -160,7 +210,7 @@ class Workshop:
             warnings.warn(
                 f"{path}: {len(same_dtype)} of {len(made.written)} edited weights are not bit for bit "
                 f"those of the {made.device} machine that made the edits ({same_dtype[0]}, …)",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def lent(self) -> AbstractContextManager[None]:
@@ -241,44 +291,3 @@ class Workshop:
         except BaseException:
             self.stack.settle(before)
             raise
-
-    def remove_from(self, delta: Delta, request_ids: Sequence[str]) -> None:
-        """Put in the place of ``delta`` one without some of its requests."""
-        kept = tuple(request for request in delta.requests if request.id not in request_ids)
-        if self.replaces(delta.method):
-            self._shrink(delta, kept)
-            return
-        history = self.stack.history
-        place = history.index(delta)
-        new: tuple[Delta, ...] = ()
-        if kept:
-            asked = self.asked_by(delta).only(kept)
-            self.stack.settle(history[:place])
-            new = (self.compute(asked),)
-        self.stack.settle((*history[:place], *new, *history[place + 1 :]))
-
-    def _shrink(self, delta: Delta, kept: Sequence[EditRequest]) -> None:
-        """Put memories of ``kept`` alone in the places of ``delta`` and of those that led to it."""
-        method, history = delta.method, self.stack.history
-        own = [one for one in history if one.method == method]
-        names = {request.id for request in kept}
-        new: dict[str, Delta] = {}  # by the id of the delta whose place it takes
-        if kept and self._plugins.info(method).removes:
-            dropped = tuple(r.id for r in delta.requests if r.id not in names)
-            smaller = self.compute(evolve(self.asked_by(delta).only(()), remove=dropped))
-            # One that held just as much already would make an undo that takes nothing out.
-            new = {one.id: one for one in own if {r.id for r in one.requests} < names}
-            new[delta.id] = smaller
-        elif kept:
-            asked = {one.id: self.asked_by(one) for one in own}
-            left = {
-                name: one.only([r for r in one.requests if r.id in names])
-                for name, one in asked.items()
-            }
-            left = {name: one for name, one in left.items() if one.requests}
-            others = [one for one in history if one.method != method]
-            self.replay(others, list(left.values()))
-            new = dict(zip(left, self.stack.history[len(others) :], strict=True))
-        self.stack.settle(
-            [new.get(one.id, one) for one in history if one.method != method or one.id in new]
-        )
