@@ -235,6 +235,8 @@ def _complaint(error: BaseException, kind: Any) -> str:
         known = [attribute.name for attribute in fields(error.cl)] if has(error.cl) else []
         names = sorted(map(str, error.extra_fields))
         return ", ".join(f"unknown setting {name!r}{did_you_mean(name, known)}" for name in names)
+    if isinstance(error, ConfigError):
+        return "; ".join(error.problems)
     if isinstance(error, TypeError | ValueError | ArithmeticError) and error.args:
         return str(error.args[0])
     return format_exception(error, kind)

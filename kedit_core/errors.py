@@ -2,6 +2,10 @@
 
 from collections.abc import Collection
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kedit_core.conflicts import Decision
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -73,6 +77,22 @@ class RequestError(KeditError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.problem}" if self.where else self.problem
+
+
+class ConflictError(KeditError, ValueError):
+    """Requests cannot all hold, and no policy says which of them shall."""
+
+    def __init__(self, decisions: "Collection[Decision]") -> None:
+        super().__init__(decisions)
+        self.decisions = tuple(decisions)
+
+    def __str__(self) -> str:
+        more = len(self.decisions) - 1
+        others = f" (and {more} more conflict{'s' if more > 1 else ''})" if more else ""
+        return (
+            f"{self.decisions[0].why}{others}; leave one out, or settle it with the policy "
+            'conflicts="first", "last" or "newest"'
+        )
 
 
 class DeltaError(KeditError, ValueError):
