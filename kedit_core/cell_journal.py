@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from attrs import evolve
+from attrs import asdict, evolve
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,6 +25,7 @@ from kedit_core.reports import EvalReport
 from kedit_core.request_files import record_of
 from kedit_core.requests import EditRequest
 from kedit_core.run_folder import StoredFile
+from kedit_core.run_records import Example
 from kedit_core.schedule import Point
 from kedit_core.weights import Weights
 
@@ -170,16 +171,16 @@ class CellJournal(Record):
         self._journal.write((query, (self._cell, batches)))
 
     def end(self, stopped: str) -> None:
-        """Note that nothing is left to do, and why when it ended early."""
-        self._set(stopped=stopped, finished=1)
+        """Note that no edit is left to make, and why when the stream ended early."""
+        self._set(stopped=stopped)
+
+    def finish(self, examples: Sequence[Example]) -> None:
+        """Keep what the model says after a few prompts, and note that nothing is left to do."""
+        self._set(examples=json.dumps([asdict(one) for one in examples]), finished=1)
 
     def set_before(self, report: EvalReport, requests: Sequence[EditRequest]) -> None:
         """Keep the scores of the unedited model on all requests."""
         self._set(before=packed_report(report, [request.id for request in requests]))
-
-    def set_examples(self, examples: Sequence[Mapping[str, Any]]) -> None:
-        """Keep what the model says after a few prompts, before and now."""
-        self._set(examples=json.dumps(list(examples)))
 
     def _set(self, **values: Any) -> None:
         columns = ", ".join(f"{name} = ?" for name in values)

@@ -27,7 +27,7 @@ class PlannedMethod:
         grid: setting, with dots for tables inside tables, to the values that it takes in turn.
     """
 
-    name: str = ""
+    name: str = field(default="")
     label: str = ""
     config: Mapping[str, Any] = field(factory=dict)
     grid: Mapping[str, list[Any]] = field(factory=dict)
