@@ -82,7 +82,7 @@ class CellJournal(Record):
             "ORDER BY place",
             self._cell,
         )
-        return {row["place"]: _delta_of(self._journal, row) for row in rows}
+        return {row["place"]: stored_delta(self._journal, row) for row in rows}
 
     def keep(self, delta: Delta) -> None:
         """Write the originals that ``delta`` will touch first, then the delta itself.
@@ -240,9 +240,17 @@ def judgement_of(row: Any, requests: Sequence[str]) -> Judgement:
     )
 
 
-def _delta_of(journal: Journal, row: Any) -> Delta:
+def stored_delta(journal: Journal, row: Any) -> Delta:
+    """Return the delta of a row of the table ``edits``, with the digests that it left in the model.
+
+    Raises:
+        JournalError: its file is missing or damaged.
+    """
     path = journal.folder.checked(StoredFile(path=row["path"], checksum=row["checksum"]))
-    (delta,) = load_deltas(path)
+    try:
+        (delta,) = load_deltas(path)
+    except (DeltaError, ValueError) as error:
+        raise JournalError(str(path), f"holds no delta of this run ({error})") from None
     # The file was written before the delta was in the model; what it left there stands in the row.
     return evolve(delta, provenance=evolve(delta.provenance, written=json.loads(row["after"])))
 

@@ -274,11 +274,11 @@ class Editor:
         save_deltas(self.deltas, path)
 
     def load(self, path: str | Path) -> tuple[Delta, ...]:
-        """Put the deltas of a file into the model, on top of what is in force, and return them.
+        """Put the deltas of a file or run (``RUN``, ``RUN/CELL``) in, on top of others, and return them.
 
         Raises:
-            DeltaError: the file is damaged, its deltas do not fit this model, or are in force
-                already.
+            DeltaError: it is damaged, or its deltas do not fit this model, or are in force already.
+            JournalError: the run or a file of it cannot be read.
             UnknownMethodError: no plugin offers the method of one.
         """
         return self._workshop.load(path)

@@ -152,6 +152,20 @@ class JournalError(KeditError, RuntimeError):
         return f"{self.what}: {self.problem}"
 
 
+class UnknownCellError(KeditError, LookupError):
+    """A run has no such cell, or several and none was named."""
+
+    def __init__(self, run: str, cell: str | None, known: Collection[str]) -> None:
+        super().__init__(run, cell, known)
+        self.run, self.cell, self.known = run, cell, tuple(known)
+
+    def __str__(self) -> str:
+        if self.cell is None:
+            return f"{self.run}: has {len(self.known)} cells, name one: {', '.join(self.known)}"
+        hint = did_you_mean(self.cell, self.known)
+        return f"{self.run}: has no cell {self.cell!r} (cells: {', '.join(self.known)}){hint}"
+
+
 class RunBusyError(KeditError, RuntimeError):
     """Another process works on this run."""
 

@@ -7,7 +7,7 @@ crash leaves a file without a row, which ``kedit doctor`` collects, never a row 
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,16 @@ class Journal:
             self._connection.execute("BEGIN IMMEDIATE")
             for query, values in statements:
                 self._connection.execute(query, values)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let all queries inside the block see the journal as it is at the first of them."""
+        with self._readable():
+            self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.rollback()
 
     def setting(self, name: str) -> Any:
         """Return a value of the run itself, such as its ``plan``."""
@@ -150,6 +160,24 @@ def open_journal(path: str | Path) -> Journal:
 
 
 @contextmanager
+def undisturbed(path: str | Path) -> Iterator[Journal]:
+    """Open a journal for reading while nobody writes: its files are what its rows say, until the end.
+
+    Raises:
+        JournalError: there is none, or it is of another format.
+        RunBusyError: another process is at work there.
+    """
+    folder = _existing(path)
+    with suppress(JournalError):  # where this process cannot write, it cannot take turns either
+        folder.acquire()
+    try:
+        with reading(path) as journal:
+            yield journal
+    finally:
+        folder.release()
+
+
+@contextmanager
 def reading(path: str | Path) -> Iterator[Journal]:
     """Open a journal for reading, beside whoever writes it.
 
@@ -165,6 +193,8 @@ def reading(path: str | Path) -> Iterator[Journal]:
 
 def _existing(path: str | Path) -> RunFolder:
     folder = RunFolder(path)
+    if not folder.path.exists():
+        raise JournalError(str(path), "there is no such run")
     if not folder.exists():
         raise JournalError(str(path), "holds no run")
     return folder
@@ -202,6 +232,8 @@ def _open(folder: RunFolder, uri: str) -> sqlite3.Connection:
 
 
 def _check_format(journal: Journal) -> None:
+    if not journal.rows("SELECT 1 FROM sqlite_master WHERE name = 'run'"):
+        raise JournalError(str(journal.folder.path), "holds no run yet; none was begun there")
     found = journal.setting("format")
     if found != FORMAT:
         raise JournalError(

@@ -15,6 +15,7 @@ from kedit_core.errors import JournalError, RunBusyError
 from kedit_core.files import sync, write_atomically
 
 _BLOCK = 1 << 20
+_PATIENCE = 0.25  # seconds; whoever only asks who works here holds the lock for less
 
 
 @frozen(kw_only=True)
@@ -43,7 +44,8 @@ class RunFolder:
         self.path = Path(path)
         self.database = self.path / "journal.sqlite"
         self._objects = self.path / "objects"
-        self._lock = FileLock(self.path / "lock", timeout=0)
+        self._owner = self.path / "owner.json"
+        self._lock = FileLock(self.path / "lock", timeout=_PATIENCE)
 
     def exists(self) -> bool:
         """Tell whether a run was begun here."""
@@ -56,21 +58,30 @@ class RunFolder:
             RunBusyError: another process is.
             JournalError: the folder cannot be made or written.
         """
-        owner = self.path / "owner.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
         try:
             self._objects.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             text = json.dumps({"pid": os.getpid(), "since": now})
-            write_atomically(owner, lambda target: target.write_text(text) and None)
+            write_atomically(self._owner, lambda target: target.write_text(text) and None)
         except Timeout:
-            raise RunBusyError(str(self.path), *_owner(owner)) from None
+            raise RunBusyError(str(self.path), *_named_in(self._owner)) from None
         except OSError as error:
             raise JournalError(str(self.path), f"cannot be written ({error.strerror})") from None
 
     def release(self) -> None:
         """Let other processes write here."""
         self._lock.release()
+
+    def owner(self) -> tuple[int, str] | None:
+        """Return the process that works here, and since when; None when nobody does, or none can tell."""
+        try:
+            with self._lock.acquire(timeout=0):
+                return None
+        except Timeout:
+            return _named_in(self._owner)
+        except OSError:
+            return None
 
     def put(self, write: Callable[[Path], None]) -> StoredFile:
         """Keep a file under the name of its content; what is there already is not stored again.
@@ -130,7 +141,7 @@ def _sha256(path: Path) -> str:
     return found.hexdigest()
 
 
-def _owner(path: Path) -> tuple[int, str]:
+def _named_in(path: Path) -> tuple[int, str]:
     """Return the process that writes, and since when; 0 while it has not said so yet."""
     try:
         found = json.loads(path.read_text())

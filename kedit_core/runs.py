@@ -19,6 +19,7 @@ from kedit_core.examples import examples_of
 from kedit_core.journal import Journal, create_journal, open_journal
 from kedit_core.judgements import Judgement
 from kedit_core.machine import machine, versions
+from kedit_core.opening import editor_of
 from kedit_core.plans import Cell, Plan, as_json
 from kedit_core.plugins import Plugins
 from kedit_core.progress import Progress
@@ -135,21 +136,8 @@ class Run:
         }
 
     def _open(self, model: str) -> Editor:
-        import torch
-
-        plan = self.plan
-        kind = getattr(torch, plan.dtype, None) if plan.dtype else None
-        if plan.dtype and not isinstance(kind, torch.dtype):
-            raise ConfigError("plan", [f"unknown dtype {plan.dtype!r}"])
         self._before.clear()
-        return Editor.from_pretrained(
-            model,
-            dtype=kind,
-            device=plan.device or None,
-            plugins=self._plugins,
-            chat=plan.chat,
-            progress=self._progress,
-        )
+        return editor_of(self.plan, model, plugins=self._plugins, progress=self._progress)
 
     def _make(
         self, editor: Editor, cell: Cell, journal: Journal, requests: Sequence[EditRequest]

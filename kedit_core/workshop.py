@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit_core.cache import TensorCache
 from kedit_core.computing import Asked, check_fits, check_loaded, finish
 from kedit_core.config import load_config, merged, read_mapping
-from kedit_core.delta_files import load_deltas
 from kedit_core.deltas import Delta
 from kedit_core.errors import DeltaError, KeditError
 from kedit_core.plugins import Plugins
@@ -21,6 +20,7 @@ from kedit_core.presets import preset_for, presets_of
 from kedit_core.progress import Progress
 from kedit_core.reports import Applied, Scope
 from kedit_core.requests import EditBatch
+from kedit_core.run_reading import deltas_at
 from kedit_core.stack import Stack
 from kedit_core.untouched import Attachment, attachments, untouched
 from kedit_core.weights import Weights
@@ -103,8 +103,8 @@ class Workshop:
             raise
 
     def load(self, path: str | Path) -> tuple[Delta, ...]:
-        """Put the deltas of a file into the model, on top of what is in force, and return them."""
-        loaded = load_deltas(path)
+        """Put the deltas of a file or a run into the model, on top of what is in force, and return them."""
+        loaded = deltas_at(path)
         check_loaded(str(path), loaded, self.stack)
         self._check_fit(str(path), loaded)
         self.stack.settle((*self.stack.history, *loaded))
