@@ -6,16 +6,13 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from attrs import asdict, evolve
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from attrs import asdict
 
 from kedit_core.conflicts import Decision
-from kedit_core.delta_files import load_deltas, save_deltas
+from kedit_core.delta_files import save_deltas
 from kedit_core.deltas import Delta, SideMemory
 from kedit_core.digests import digest
-from kedit_core.errors import DeltaError, JournalError
+from kedit_core.errors import JournalError
 from kedit_core.journal import Journal
 from kedit_core.judgements import Judgement
 from kedit_core.limits import Breach
@@ -24,6 +21,7 @@ from kedit_core.record import Made, Record
 from kedit_core.reports import EvalReport
 from kedit_core.request_files import record_of
 from kedit_core.requests import EditRequest
+from kedit_core.run_files import put, save_original, stored_delta
 from kedit_core.run_folder import StoredFile
 from kedit_core.run_records import Example
 from kedit_core.schedule import Point
@@ -92,7 +90,7 @@ class CellJournal(Record):
         """
         for part in delta.weights():
             self._keep_original(part.weight)
-        self._stored = self._put(partial(save_deltas, [delta]))
+        self._stored = put(self._journal, partial(save_deltas, [delta]))
 
     def add(self, made: Made) -> None:
         """Commit the row of a batch that is in the model now."""
@@ -193,18 +191,9 @@ class CellJournal(Record):
         ):
             return
         base = self._weights.base_of(weight).cpu().contiguous()
-        stored = self._put(partial(_save_tensor, weight, base))
+        stored = put(self._journal, partial(save_original, weight, base))
         values = (self._model, weight, digest(base), stored.path, stored.checksum)
         self._journal.write(("INSERT INTO originals VALUES (?, ?, ?, ?, ?)", values))
-
-    def _put(self, write: Any) -> StoredFile:
-        folder = self._journal.folder
-        try:
-            return folder.put(write)
-        except (OSError, SafetensorError) as error:
-            raise JournalError(str(folder.path), f"cannot be written ({error})") from None
-        except DeltaError as error:
-            raise JournalError(str(folder.path), error.problem) from None
 
     def _replaced(self, delta: Delta, place: int) -> list[Any]:
         """Return the rows of a memory's earlier deltas that need no file: the new one holds all they hold."""
@@ -224,7 +213,10 @@ class CellJournal(Record):
 
 def unused_files(journal: Journal) -> list[str]:
     """Return the files of a run that no row names: left by a crash, or of memories that were replaced."""
-    used = {row["path"] for row in journal.rows("SELECT path FROM edits UNION SELECT path FROM originals")}
+    used = {
+        row["path"]
+        for row in journal.rows("SELECT path FROM edits UNION SELECT path FROM originals")
+    }
     return [path for path in journal.folder.files() if path not in used]
 
 
@@ -238,25 +230,6 @@ def judgement_of(row: Any, requests: Sequence[str]) -> Judgement:
         report=unpacked_report(row["report"], judged),
         breaches=unpacked_breaches(row["breaches"]),
     )
-
-
-def stored_delta(journal: Journal, row: Any) -> Delta:
-    """Return the delta of a row of the table ``edits``, with the digests that it left in the model.
-
-    Raises:
-        JournalError: its file is missing or damaged.
-    """
-    path = journal.folder.checked(StoredFile(path=row["path"], checksum=row["checksum"]))
-    try:
-        (delta,) = load_deltas(path)
-    except (DeltaError, ValueError) as error:
-        raise JournalError(str(path), f"holds no delta of this run ({error})") from None
-    # The file was written before the delta was in the model; what it left there stands in the row.
-    return evolve(delta, provenance=evolve(delta.provenance, written=json.loads(row["after"])))
-
-
-def _save_tensor(name: str, tensor: Tensor, target: Any) -> None:
-    save_file({name: tensor}, target, metadata={"kedit": "original"})
 
 
 def _version_of(versions: Mapping[str, str]) -> str:

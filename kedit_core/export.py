@@ -9,6 +9,7 @@ import torch
 from attrs import field, frozen
 from safetensors import SafetensorError
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core.adapters import Parts, check_modules, pair_of, rank_for, save_adapter
 from kedit_core.deltas import Dense, LowRank, SideMemory
@@ -69,10 +70,25 @@ def export_merged(editor: Editor, out: str | Path, *, shard_size: int | str = "5
         ModelError: the model carries an adapter.
     """
     _updates(editor)
-    with _written(Path(out)) as folder, same_settings(editor.model):
-        editor.model.save_pretrained(folder, max_shard_size=shard_size)
-        editor.tokenizer.save_pretrained(folder)
+    write_checkpoint(editor.model, editor.tokenizer, out, shard_size=shard_size)
     return Exported(kind="merged", path=Path(out), size=_size(Path(out)), deltas=_ids(editor))
+
+
+def write_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: str | Path,
+    *,
+    shard_size: int | str = "5GB",
+) -> None:
+    """Write a model as it is, and its tokenizer; one that fails or is interrupted leaves nothing.
+
+    Raises:
+        ExportError: ``out`` is taken or cannot be written.
+    """
+    with _written(Path(out)) as folder, same_settings(model):
+        model.save_pretrained(folder, max_shard_size=shard_size)
+        tokenizer.save_pretrained(folder)
 
 
 def export_lora(editor: Editor, out: str | Path, rank: int | None = None) -> Exported:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
@@ -62,11 +63,11 @@ class RunFolder:
         try:
             self._objects.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
-            text = json.dumps({"pid": os.getpid(), "since": now})
-            write_atomically(self._owner, lambda target: target.write_text(text) and None)
+            write_atomically(self._owner, partial(_name_in, since=now))
         except Timeout:
             raise RunBusyError(str(self.path), *_named_in(self._owner)) from None
         except OSError as error:
+            self._lock.release()
             raise JournalError(str(self.path), f"cannot be written ({error.strerror})") from None
 
     def release(self) -> None:
@@ -139,6 +140,10 @@ def _sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
+
+
+def _name_in(path: Path, since: str) -> None:
+    path.write_text(json.dumps({"pid": os.getpid(), "since": since}))
 
 
 def _named_in(path: Path) -> tuple[int, str]:

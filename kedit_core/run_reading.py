@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from kedit_core.cell_journal import judgement_of, stored_delta
+from kedit_core.cell_journal import judgement_of
 from kedit_core.config import load_config
 from kedit_core.delta_files import load_deltas
 from kedit_core.deltas import Delta
@@ -13,6 +13,7 @@ from kedit_core.errors import JournalError, NotInForceError, UnknownCellError
 from kedit_core.journal import Journal, reading
 from kedit_core.packing import unpacked_decisions, unpacked_report
 from kedit_core.request_files import request_from
+from kedit_core.run_files import stored_delta
 from kedit_core.run_folder import RunFolder
 from kedit_core.run_records import CellRecord, EditRecord, Example, RunRecord
 from kedit_core.schedule import Schedule
@@ -102,15 +103,17 @@ def cell_named(journal: Journal, name: str | None) -> str:
     known = [row["name"] for row in journal.rows("SELECT name FROM cells ORDER BY place")]
     if name is None and len(known) == 1:
         return str(known[0])
-    if name not in known:
+    if name is None or name not in known:
         raise UnknownCellError(str(journal.folder.path), name, known)
     return name
 
 
 def rows_in_force(journal: Journal, cell: str) -> list[Any]:
     """Return the rows of the table ``edits`` of a cell that are in force, oldest first."""
-    query = "SELECT place, delta, path, checksum, after FROM edits WHERE cell = ? AND in_force"
-    return journal.rows(f"{query} ORDER BY place", cell)
+    return journal.rows(
+        "SELECT * FROM edits WHERE cell = ? AND in_force ORDER BY place",
+        cell,
+    )
 
 
 def is_memory(rows: Sequence[Any]) -> bool:
