@@ -4,13 +4,16 @@ import hashlib
 import json
 import logging
 import os
+import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from attrs import frozen
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,6 +26,8 @@ log = logging.getLogger(__name__)
 
 Tensors = dict[str, Tensor]
 
+_OWN_NAME = re.compile("[0-9a-f]{32}")
+
 
 def default_folder() -> Path:
     """Return ``$KEDIT_CACHE``, or the platform's user cache folder for kedit."""
@@ -32,6 +37,21 @@ def default_folder() -> Path:
         if chosen
         else Path(platformdirs.user_cache_dir("kedit", appauthor=False))
     )
+
+
+@frozen(kw_only=True)
+class CacheFile:
+    """A file of a cache.
+
+    Attributes:
+        path: of the file.
+        size: bytes.
+        problem: why it cannot be used; empty when it can.
+    """
+
+    path: Path
+    size: int
+    problem: str
 
 
 class TensorCache:
@@ -90,6 +110,21 @@ class TensorCache:
             except (SafetensorError, OSError, ValueError, KeyError):
                 found[path] = None
         return found
+
+    def files(self) -> Iterator["CacheFile"]:
+        """Yield every file of the cache, read whole; what others put into the folder is left out."""
+        for path in sorted(self.folder.glob("*/*.safetensors")):
+            if not _OWN_NAME.fullmatch(path.stem):
+                continue
+            problem = ""
+            try:
+                key = json.loads(_read(path)[0]["key"])
+                if self.path(path.parent.name, key) != path:
+                    raise ValueError("it belongs to another key")
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                problem = f"is damaged ({error})"
+            with suppress(FileNotFoundError):  # another process made it anew
+                yield CacheFile(path=path, size=path.stat().st_size, problem=problem)
 
     def _made(self, path: Path, key: Mapping[str, Any], make: Callable[[], Tensors]) -> Tensors:
         try:

@@ -122,7 +122,8 @@ def create_journal(
     try:
         if folder.exists() and _begun(folder):
             raise JournalError(
-                str(folder.path), "holds a run already; --resume goes on with it, or choose another name"
+                str(folder.path),
+                "holds a run already; --resume goes on with it, or choose another name",
             )
         connection = _connect(folder, f"{folder.database.absolute().as_uri()}?mode=rwc")
         journal = Journal(folder, connection)
@@ -151,7 +152,9 @@ def open_journal(path: str | Path) -> Journal:
     folder = _existing(path)
     folder.acquire()
     try:
-        journal = Journal(folder, _connect(folder, f"{folder.database.absolute().as_uri()}?mode=rw"))
+        journal = Journal(
+            folder, _connect(folder, f"{folder.database.absolute().as_uri()}?mode=rw")
+        )
         _check_format(journal)
     except BaseException:
         folder.release()

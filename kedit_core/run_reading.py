@@ -37,6 +37,7 @@ def read_run(folder: str | Path) -> RunRecord:
         judgements = journal.rows("SELECT * FROM judgements ORDER BY id")
     found = [
         _cell(
+            folder,
             row,
             [one for one in edits if one["cell"] == row["name"]],
             [one for one in judgements if one["cell"] == row["name"]],
@@ -142,7 +143,16 @@ def _parts(name: str) -> tuple[str, ...]:
     return PurePath(f"./{name}").parts
 
 
-def _cell(row: Any, edits: Sequence[Any], judged: Sequence[Any]) -> CellRecord:
+def _cell(folder: str | Path, row: Any, edits: Sequence[Any], judged: Sequence[Any]) -> CellRecord:
+    try:
+        return _cell_of(row, edits, judged)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JournalError(
+            str(folder), f"the rows of {row['name']} cannot be read ({error})"
+        ) from None
+
+
+def _cell_of(row: Any, edits: Sequence[Any], judged: Sequence[Any]) -> CellRecord:
     requests: list[str] = json.loads(row["requests"] or "[]")
     return CellRecord(
         name=row["name"],

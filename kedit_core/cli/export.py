@@ -8,7 +8,7 @@ import typer
 from attrs import frozen
 
 from kedit_core.cli.opening import Device, Dtype, Json, Model, open_editor
-from kedit_core.cli.screen import counted, print_json, quiet_transformers, screen
+from kedit_core.cli.screen import counted, print_json, quiet_transformers, readable, screen
 from kedit_core.errors import KeditError, did_you_mean
 from kedit_core.plugins import Plugins
 
@@ -21,7 +21,8 @@ def run(
     context: typer.Context,
     model: Model,
     delta: Annotated[
-        list[Path], typer.Option("--delta", help="A delta file to export; may be repeated.")
+        list[Path],
+        typer.Option("--delta", help="A delta file, RUN or RUN/CELL to export; may be repeated."),
     ],
     to: Annotated[
         str, typer.Option("--to", help="merged: a whole checkpoint; lora: a PEFT adapter.")
@@ -113,7 +114,7 @@ def _document(done: Any, dtype: str, next_step: _NextStep) -> dict[str, Any]:
 def _show(done: Any, next_step: _NextStep) -> None:
     edits = counted(len(done.deltas), "edit")
     what = "checkpoint" if done.kind == "merged" else f"adapter of rank {done.rank}"
-    lines = [f"{what} with {edits} in {done.path} ({_readable(done.size)})"]
+    lines = [f"{what} with {edits} in {done.path} ({readable(done.size)})"]
     if done.kind == "lora":
         lines += _how_exact(done)
     serve = next_step.serve or next_step.unserved
@@ -136,7 +137,3 @@ def _how_exact(done: Any) -> list[str]:
         f"truncated to rank {done.rank}, at the worst by {done.worst_truncation:.2e} of an update:",
         *rows,
     ]
-
-
-def _readable(size: int) -> str:
-    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"

@@ -20,7 +20,7 @@ Requests = Annotated[
 ]
 Deltas = Annotated[
     list[Path] | None,
-    typer.Option("--delta", help="A delta file to put in first; may be repeated."),
+    typer.Option("--delta", help="A delta file, RUN or RUN/CELL to put in first; may be repeated."),
 ]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Take only the first N requests.")

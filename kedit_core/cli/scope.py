@@ -14,7 +14,7 @@ from kedit_core.plugins import Plugins
 def run(
     context: typer.Context,
     model: Model,
-    delta: Annotated[Path, typer.Option("--delta", help="The delta file to ask.")],
+    delta: Annotated[Path, typer.Option("--delta", help="The delta file, RUN or RUN/CELL to ask.")],
     prompts: Annotated[Path, typer.Option("--prompts", help="A text file, one prompt a line.")],
     dtype: Dtype = None,
     device: Device = None,

@@ -27,6 +27,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def readable(size: int) -> str:
+    """Return a number of bytes in MiB or KiB."""
+    return f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document to stdout; what is no finite number is null there, as JSON has no other."""
     plain = json.loads(json.dumps(document, default=str), parse_constant=lambda _: None)

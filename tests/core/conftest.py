@@ -24,10 +24,12 @@ from kedit_core import (
     LowRank,
     MethodInfo,
     Plugins,
+    Run,
     SideMemory,
     TensorCache,
     hookimpl,
 )
+from kedit_core.plans import plan_from
 
 PLAIN = ("the", "capital", "of", "is", "in", "a", "lies", "speaks", ".")
 CITIES = ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Quito", "Bern", "Riga")
@@ -237,6 +239,28 @@ def edit_with(tiny, tokenizer, plugins, tmp_path) -> Callable:
         return Editor(model, tokenizer, method, config, **options)
 
     return build
+
+
+@pytest.fixture
+def model_folder(tiny, tokenizer, tmp_path):
+    """Return a folder with a tiny model and its tokenizer."""
+    folder = tmp_path / "model"
+    tiny().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_of(model_folder, facts, plugins, tmp_path, monkeypatch) -> Callable:
+    """Return what carries out a plan with the fake methods and returns the run's folder."""
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+
+    def make(method="writer", count=4, name="run", **changes):
+        table = {"model": str(model_folder), "requests": "facts", "method": method, **changes}
+        Run(plan_from(table), tmp_path / name, plugins=plugins).carry_out(facts(count))
+        return tmp_path / name
+
+    return make
 
 
 @pytest.fixture
