@@ -114,8 +114,11 @@ def originals_of(journal: Journal, model: str) -> list[Any]:
 
 def _left_by_edits(journal: Journal, model: str) -> set[tuple[str, str]]:
     """Return each weight of a model with each digest that it had during the run."""
-    query = "SELECT before, after FROM edits JOIN cells ON edits.cell = cells.name WHERE model = ?"
-    rows = journal.rows(query, model)
+    rows = journal.rows(
+        "SELECT edits.before, edits.after FROM edits JOIN cells ON edits.cell = cells.name "
+        "WHERE model = ?",
+        model,
+    )
     return {
         pair
         for row in rows

@@ -35,12 +35,14 @@ def verify(
     """
     plugins = plugins if plugins is not None else Plugins.installed()
     with undisturbed(folder) as journal:
+        if cell is not None:
+            cell_named(journal, cell)
         database = check_database(journal)
         yield database
         if not database.passed:
             return
         names = [row["name"] for row in journal.rows("SELECT name FROM cells ORDER BY place")]
-        cells = names if cell is None else [cell_named(journal, cell)]
+        cells = names if cell is None else [cell]
         for name in cells:
             yield from check_cell(journal, name)
         yield check_originals(journal)

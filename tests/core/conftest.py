@@ -1,6 +1,11 @@
 """Tiny models, a tokenizer, and fake methods that core's tests edit with."""
 
+import json
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -193,7 +198,8 @@ def _memory(name: str, *, removes: bool) -> ModuleType:
     @hookimpl
     def apply_delta(model, delta):
         part = delta.parts[0]
-        added = torch.stack(list(part.tensors.values())).sum(0)
+        # In one order, whether it was made here or comes from a file, which keeps none.
+        added = torch.stack([part.tensors[name] for name in sorted(part.tensors)]).sum(0)
 
         def add(_, __, output):
             return output + added.to(output.dtype)
@@ -250,17 +256,42 @@ def model_folder(tiny, tokenizer, tmp_path):
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished_runs(tmp_path_factory) -> SimpleNamespace:
+    """Return the folder of the runs that tests have made, and which there are: each is made once."""
+    return SimpleNamespace(folder=tmp_path_factory.mktemp("runs"), made={})
+
+
 @pytest.fixture
-def run_of(model_folder, facts, plugins, tmp_path, monkeypatch) -> Callable:
+def run_of(model_folder, facts, plugins, tmp_path, monkeypatch, finished_runs) -> Callable:
     """Return what carries out a plan with the fake methods and returns the run's folder."""
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
 
-    def make(method="writer", count=4, name="run", **changes):
-        table = {"model": str(model_folder), "requests": "facts", "method": method, **changes}
+    def make(method="writer", count=4, name="run", model=model_folder, **changes):
+        table = {"model": model, "requests": "facts", "method": method, **changes}
+        key = json.dumps([table | {"model": ""}, count])
+        if isinstance(model, Path) and key in finished_runs.made:
+            shutil.copytree(finished_runs.made[key], tmp_path / name)
+            _name_model(tmp_path / name, model)
+            return tmp_path / name
+        table["model"] = [str(one) for one in (model if isinstance(model, list) else [model])]
         Run(plan_from(table), tmp_path / name, plugins=plugins).carry_out(facts(count))
+        if isinstance(model, Path):
+            kept = finished_runs.folder / str(len(finished_runs.made))
+            finished_runs.made[key] = shutil.copytree(tmp_path / name, kept)
         return tmp_path / name
 
     return make
+
+
+def _name_model(run, model) -> None:
+    """Let a run that was made elsewhere be one of this folder's model."""
+    with closing(sqlite3.connect(run / "journal.sqlite")) as connection, connection:
+        ((plan,),) = connection.execute("SELECT value FROM run WHERE name = 'plan'")
+        changed = json.dumps({**json.loads(plan), "model": [str(model)]})
+        connection.execute("UPDATE run SET value = ? WHERE name = 'plan'", (changed,))
+        connection.execute("UPDATE cells SET model = ?", (str(model),))
+        connection.execute("UPDATE originals SET model = ?", (str(model),))
 
 
 @pytest.fixture
