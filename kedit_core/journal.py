@@ -5,6 +5,7 @@ crash leaves a file without a row, which ``kedit doctor`` collects, never a row 
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -188,7 +189,12 @@ def reading(path: str | Path) -> Iterator[Journal]:
         JournalError: there is none, or it is of another format.
     """
     folder = _existing(path)
-    with closing(_open(folder, f"{folder.database.absolute().as_uri()}?mode=ro")) as connection:
+    uri = f"{folder.database.absolute().as_uri()}?mode=ro"
+    log = folder.database.with_name(f"{folder.database.name}-wal")
+    if not os.access(folder.path, os.W_OK) and not log.exists():
+        # SQLite would put its shared memory there; where nobody has left a log, nobody is writing.
+        uri += "&immutable=1"
+    with closing(_open(folder, uri)) as connection:
         journal = Journal(folder, connection)
         _check_format(journal)
         yield journal

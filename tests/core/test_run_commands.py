@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -268,6 +269,21 @@ def test_log_reads_while_another_process_writes(kedit, run_of):
         connection.execute("COMMIT")
         (cell,) = json.loads(kedit("log", run, "--json")[1])["cells"]
         assert cell["in_force"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_somebody_who_may_only_read_a_run_can_read_its_log(run_of):
+    code = (
+        "import os, sys\nfrom kedit_core import read_run\nfrom kedit_core.journal import undisturbed\n"
+        "found = read_run\nos.setuid(65534)\nwith undisturbed(sys.argv[1]) as journal:\n"
+        "    print(len(found(sys.argv[1]).cells), len(journal.rows('SELECT * FROM edits')))"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # pytest's own folders are closed to others
+        run = shutil.copytree(run_of(count=1), Path(folder) / "run")
+        command = [sys.executable, "-c", code, str(run)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "1 1\n"), done.stderr
 
 
 # --- undo --------------------------------------------------------------------------------------
