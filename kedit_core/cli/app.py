@@ -9,7 +9,7 @@ from kedit_core.cli.list_methods import show_methods
 from kedit_core.cli.opening import Json
 from kedit_core.plugins import Plugins
 
-_COMMANDS = ("show", "edit", "evaluate", "scope", "export", "new-method")
+_COMMANDS = ("show", "edit", "evaluate", "scope", "export", "run", "new-method")
 
 
 def application(plugins: Plugins, wanted: str | None = None) -> typer.Typer:
