@@ -17,10 +17,10 @@ from kedit_core.progress import Advance, Progress
 from kedit_core.runs import Watcher
 
 HEADINGS = {
-    "reliability.exact": "EDITS",
-    "generalization.exact": "PARAPHRASES",
-    "locality.exact": "LOCALITY",
-    "portability.exact": "PORTABILITY",
+    "reliability.exact": "EDITS %",
+    "generalization.exact": "PARAPHRASES %",
+    "locality.exact": "LOCALITY %",
+    "portability.exact": "PORTABILITY %",
     "perplexity": "PERPLEXITY",
 }
 """The metrics that a table has room for, and what it calls them."""
@@ -143,7 +143,7 @@ def shown(metric: str, value: float | None) -> str:
     """Return a score as a table shows it: shares in percent, other numbers as they are."""
     if value is None:
         return "-"
-    return f"{value:.2f}" if metric == "perplexity" else f"{100 * value:.1f} %"
+    return f"{value:.2f}" if metric == "perplexity" else f"{100 * value:.1f}"
 
 
 def duration(seconds: float) -> str:

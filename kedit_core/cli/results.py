@@ -6,34 +6,42 @@ from attrs import asdict
 from rich.table import Table
 
 from kedit_core.cli.live import HEADINGS, shown
-from kedit_core.orders import over_orders
+from kedit_core.orders import Spread, over_orders
 from kedit_core.run_records import RunRecord
 
 
 def results(run: RunRecord) -> Table:
     """Return a table with a row for each stream and interval at its last point, orders taken together."""
-    last: dict[tuple[str, str, str, int], Any] = {}
+    last: dict[tuple[str, str, str, int], Spread] = {}
     for one in over_orders(run.cells):
         last[one.model, one.label, one.schedule, one.interval] = one
     rows = list(last.values())
     known = [name for name in HEADINGS if any(name in row.mean for row in rows)]
     several = any(row.orders > 1 for row in rows)
+    naming = {"MODEL": "model", "METHOD": "label", "SCHEDULE": "schedule"}
+    naming = {
+        heading: name
+        for heading, name in naming.items()
+        if name == "label" or len({getattr(row, name) for row in rows}) > 1
+    }
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("MODEL", "METHOD", "SCHEDULE"):
+    for heading in naming:
         table.add_column(heading, overflow="fold")
-    headings = ["T", "AFTER", *(["ORDERS"] if several else []), *(HEADINGS[n] for n in known)]
-    for heading in headings:
-        table.add_column(heading, justify="right")
+    for heading in ("T", "AFTER", *(["ORDERS"] if several else []), *(HEADINGS[n] for n in known)):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        scores = [
-            shown(name, row.mean.get(name))
-            + (f" ± {100 * row.deviation[name]:.1f}" if several and name in row.mean else "")
-            for name in known
-        ]
+        names = [str(getattr(row, name)) for name in naming.values()]
         orders = [str(row.orders)] if several else []
-        counts = (str(row.interval), str(row.at), *orders)
-        table.add_row(row.model, row.label, row.schedule, *counts, *scores)
+        scores = [_score(row, metric, several) for metric in known]
+        table.add_row(*names, str(row.interval), str(row.at), *orders, *scores)
     return table
+
+
+def _score(row: Spread, metric: str, several: bool) -> str:
+    """Return a mean, with its standard deviation where there are several orders."""
+    if not several or metric not in row.mean:
+        return shown(metric, row.mean.get(metric))
+    return f"{shown(metric, row.mean[metric])} ± {shown(metric, row.deviation[metric])}"
 
 
 def document(run: RunRecord) -> dict[str, Any]:
