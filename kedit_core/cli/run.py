@@ -32,7 +32,7 @@ def run(
     folder = out if out is not None else plan.with_suffix(".run")
     if resume and not (folder / "journal.sqlite").is_file():
         raise JournalError(str(folder), "holds no run to go on with; leave --resume out to begin one")
-    requests = read(plugins, wanted.requests, wanted.limit)
+    requests = read(plugins, wanted.requests, wanted.limit, skip_bad=wanted.skip_bad)
     record = _carried_out(plugins, wanted, requests, folder, resume=resume)
     if as_json:
         from kedit_core.cli.results import document
