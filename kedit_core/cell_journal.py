@@ -224,7 +224,10 @@ class CellJournal(Record):
 
 def unused_files(journal: Journal) -> list[str]:
     """Return the files of a run that no row names: left by a crash, or of memories that were replaced."""
-    used = {row["path"] for row in journal.rows("SELECT path FROM edits UNION SELECT path FROM originals")}
+    used = {
+        row["path"]
+        for row in journal.rows("SELECT path FROM edits UNION SELECT path FROM originals")
+    }
     return [path for path in journal.folder.files() if path not in used]
 
 

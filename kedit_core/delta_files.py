@@ -86,9 +86,7 @@ def _described(path: Path, header: dict[str, str]) -> dict[str, Any]:
     found = json.loads(header[_ENTRY])
     kind = found["format"] if isinstance(found, dict) else found
     if kind != _FORMAT:
-        raise DeltaError(
-            str(path), f"is format {kind} of delta file, this kedit reads {_FORMAT}"
-        )
+        raise DeltaError(str(path), f"is format {kind} of delta file, this kedit reads {_FORMAT}")
     assert isinstance(found, dict)
     return found
 

@@ -37,7 +37,7 @@ def _json(values: Mapping[str, Any]) -> ReadOnlyDict[Any]:
 
 
 def _named(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return tensors by name, in the order of their names: as a file gives them back, so sums have equal bits."""
+    """Return tensors by name, in the order of their names, as a file gives them back."""
     return read_only({name: tensors[name] for name in sorted(tensors)})
 
 

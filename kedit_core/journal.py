@@ -21,7 +21,8 @@ CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cells (
     place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, model TEXT NOT NULL, method TEXT NOT NULL,
     label TEXT NOT NULL, config TEXT NOT NULL, schedule TEXT NOT NULL, seed INTEGER,
-    requests TEXT, decisions TEXT, before TEXT, examples TEXT, stopped TEXT, finished INTEGER NOT NULL DEFAULT 0);
+    requests TEXT, decisions TEXT, before TEXT, examples TEXT, stopped TEXT,
+    finished INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE edits (
     id INTEGER PRIMARY KEY AUTOINCREMENT, cell TEXT NOT NULL REFERENCES cells (name),
     place INTEGER NOT NULL, delta TEXT NOT NULL, parent TEXT, method TEXT NOT NULL, version TEXT NOT NULL,
@@ -112,7 +113,8 @@ def create_journal(
     try:
         if folder.exists() and _begun(folder):
             raise JournalError(
-                str(folder.path), "holds a run already; --resume goes on with it, or choose another name"
+                str(folder.path),
+                "holds a run already; --resume goes on with it, or choose another name",
             )
         connection = _connect(folder, f"{folder.database.absolute().as_uri()}?mode=rwc")
         journal = Journal(folder, connection)
@@ -141,7 +143,9 @@ def open_journal(path: str | Path) -> Journal:
     folder = _existing(path)
     folder.acquire()
     try:
-        journal = Journal(folder, _connect(folder, f"{folder.database.absolute().as_uri()}?mode=rw"))
+        journal = Journal(
+            folder, _connect(folder, f"{folder.database.absolute().as_uri()}?mode=rw")
+        )
         _check_format(journal)
     except BaseException:
         folder.release()

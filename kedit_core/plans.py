@@ -183,7 +183,8 @@ def plan_from(found: Mapping[str, Any], *, where: str = _WHERE) -> Plan:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Return a plan as JSON values; ``plan_from`` reads them back."""
-    return _plain(asdict(plan))
+    found: dict[str, Any] = _plain(asdict(plan))
+    return found
 
 
 def _plain(value: Any) -> Any:

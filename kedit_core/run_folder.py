@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from attrs import frozen
@@ -62,7 +63,7 @@ class RunFolder:
             self._objects.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
             text = json.dumps({"pid": os.getpid(), "since": now})
-            write_atomically(owner, lambda target: target.write_text(text) and None)
+            write_atomically(owner, partial(_write_text, text))
         except Timeout:
             raise RunBusyError(str(self.path), *_owner(owner)) from None
         except OSError as error:
@@ -120,6 +121,10 @@ class RunFolder:
         for path in sorted(self._objects.rglob("*")):
             if path.is_file():
                 yield path.relative_to(self.path).as_posix()
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _sha256(path: Path) -> str:

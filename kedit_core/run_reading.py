@@ -29,7 +29,9 @@ def read_run(folder: str | Path) -> RunRecord:
             versions=journal.setting("versions"),
             machine=journal.setting("machine"),
             started=journal.setting("started"),
-            cells=[_cell(journal, row) for row in journal.rows("SELECT * FROM cells ORDER BY place")],
+            cells=[
+                _cell(journal, row) for row in journal.rows("SELECT * FROM cells ORDER BY place")
+            ],
         )
 
 

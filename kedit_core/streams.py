@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from kedit_core.computing import check_model, check_requests
-from kedit_core.conflicts import Decision, Policy, settled
+from kedit_core.conflicts import Policy, settled
 from kedit_core.deltas import Delta
 from kedit_core.errors import KeditError
 from kedit_core.judgements import Judgement
@@ -70,7 +70,9 @@ class Stream:
         self._record = record if record is not None else Record()
         in_force = [request for delta in editor.deltas for request in delta.requests]
         if record is not None and editor.history:
-            raise KeditError("a recorded stream begins with the unedited model; undo its edits first")
+            raise KeditError(
+                "a recorded stream begins with the unedited model; undo its edits first"
+            )
         found = settled(requests, in_force, conflicts)
         self.requests, self.decisions = found.requests, found.decisions
         self._take_out = found.take_out

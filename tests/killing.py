@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def journal_of(folder: Path) -> Any:
         return {
             table: [
                 {name: _timeless(row[name]) for name in row.keys() if name not in lost}  # noqa: SIM118
-                for row in journal.rows(f"SELECT * FROM {table}")  # noqa: S608
+                for row in journal.rows(f"SELECT * FROM {table}")
             ]
             for table in tables
         }
@@ -128,7 +129,7 @@ if __name__ == "__main__":
     flags = sys.argv[3:]
     chosen = {
         name.removeprefix("--"): value
-        for name, value in zip(flags, flags[1:], strict=False)
+        for name, value in pairwise(flags)
         if name.startswith("--") and name != "--resume"
     }
     main(Path(sys.argv[1]), Path(sys.argv[2]), chosen, resume="--resume" in flags)

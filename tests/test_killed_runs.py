@@ -38,9 +38,7 @@ def shared(tmp_path_factory) -> Path:
 
 def went_on(shared: Path, folder: Path, *options: str):
     resume = ("--resume",) if (folder / "journal.sqlite").exists() else ()
-    return carried_out(
-        shared / "plan.toml", folder, *resume, *options, cache=shared / "cache"
-    )
+    return carried_out(shared / "plan.toml", folder, *resume, *options, cache=shared / "cache")
 
 
 def same_as_whole(shared: Path, folder: Path) -> None:

@@ -100,7 +100,9 @@ class LiveTable(Progress):
 
     def table(self) -> Table:
         """Return the table as it is now."""
-        known = [name for name in HEADINGS if any(name in row.scores for row in self._rows.values())]
+        known = [
+            name for name in HEADINGS if any(name in row.scores for row in self._rows.values())
+        ]
         table = Table(box=None, pad_edge=False, header_style="bold", caption=self._doing or None)
         table.add_column("STREAM", overflow="fold")
         for heading in ("MADE", "EDITS/S", "LEFT", *(HEADINGS[name] for name in known), "STATE"):

@@ -31,7 +31,9 @@ def run(
     wanted = read_plan(plan)
     folder = out if out is not None else plan.with_suffix(".run")
     if resume and not (folder / "journal.sqlite").is_file():
-        raise JournalError(str(folder), "holds no run to go on with; leave --resume out to begin one")
+        raise JournalError(
+            str(folder), "holds no run to go on with; leave --resume out to begin one"
+        )
     requests = read(plugins, wanted.requests, wanted.limit, skip_bad=wanted.skip_bad)
     record = _carried_out(plugins, wanted, requests, folder, resume=resume)
     if as_json:
@@ -49,9 +51,7 @@ def run(
         console.print(f"\nkept in {folder}; next: kedit log {folder}", markup=False)
 
 
-def _carried_out(
-    plugins: Plugins, plan: Any, requests: Any, folder: Path, *, resume: bool
-) -> Any:
+def _carried_out(plugins: Plugins, plan: Any, requests: Any, folder: Path, *, resume: bool) -> Any:
     from kedit_core.cli.live import LiveTable
     from kedit_core.cli.screen import quiet_transformers
     from kedit_core.run_reading import read_run

@@ -152,7 +152,10 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_was_cut(path, share):
         (None, "is no delta file"),
         ({"format": "pt"}, "is no delta file"),
         ({"kedit": "1", "deltas": "[]"}, "is format 1 of delta file, this kedit reads 2"),
-        ({"kedit": '{"format": "3", "deltas": []}'}, "is format 3 of delta file, this kedit reads 2"),
+        (
+            {"kedit": '{"format": "3", "deltas": []}'},
+            "is format 3 of delta file, this kedit reads 2",
+        ),
         ({"kedit": '{"format": "2"}'}, "is damaged"),
         ({"kedit": '{"format": "2", "deltas": 5}'}, "is damaged"),
         ({"kedit": "{}"}, "is damaged"),

@@ -187,7 +187,17 @@ def uninterrupted():
     ids=[f"{n}-{'before' if b else 'after'}-{name}-{c}" for n, _, name, c, b in DEATHS],
 )
 def test_a_stream_that_died_goes_on_to_the_same_bits_and_the_same_journal(
-    edit_with, facts, begun, tmp_path, monkeypatch, uninterrupted, number, target, name, call, before
+    edit_with,
+    facts,
+    begun,
+    tmp_path,
+    monkeypatch,
+    uninterrupted,
+    number,
+    target,
+    name,
+    call,
+    before,
 ):
     requests, schedule = facts(4), SCHEDULES[number]
     if number not in uninterrupted:
@@ -196,9 +206,10 @@ def test_a_stream_that_died_goes_on_to_the_same_bits_and_the_same_journal(
         uninterrupted[number] = contents(other), state_digest(whole.model), whole.deltas
         other.close()
     dead, journal = edit_with("batcher"), begun()
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         dying(patch, found_at(target), name, call, before=before)
-        list(streamed(dead, journal, requests, schedule))
+        with pytest.raises(Killed):
+            list(streamed(dead, journal, requests, schedule))
     again, journal = edit_with("batcher"), begun(resume=True)
     list(streamed(again, journal, requests, schedule))
     assert (contents(journal), state_digest(again.model), again.deltas) == uninterrupted[number]
@@ -242,7 +253,9 @@ def test_the_last_good_state_of_a_memory_stays_stored(edit_with, facts, begun, m
         clean.edit(request)
     limits = Limits(retention=1.0, every=2)
     journal = begun("memory")
-    monkeypatch.setattr("kedit_core.streams.Stream._act_on", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(
+        "kedit_core.streams.Stream._act_on", lambda *_: (_ for _ in ()).throw(Killed)
+    )
     with pytest.raises(Killed):
         list(streamed(editor, journal, facts(6), Schedule(), limits=limits))
     monkeypatch.undo()
@@ -288,7 +301,7 @@ def test_a_damaged_delta_stops_a_run_before_it_goes_on(edit_with, facts, begun, 
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-    with pytest.raises(JournalError, match="missing|damaged"):
+    with pytest.raises(JournalError, match=r"missing|damaged"):
         list(streamed(edit_with("batcher"), journal, facts(2), Schedule()))
 
 
