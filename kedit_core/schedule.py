@@ -97,7 +97,8 @@ class Schedule:
             )
         if self.evaluate_on == "all":
             raise ConfigError(
-                _WHERE, ['keep=False leaves nothing to judge later: evaluate_on "window" or "batch"']
+                _WHERE,
+                ['keep=False leaves nothing to judge later: evaluate_on "window" or "batch"'],
             )
         if len(self.intervals) > 1:
             raise ConfigError(

@@ -120,7 +120,7 @@ class _Chart:
         yield element("path", class_="mark", d=marks)
         figures = (_text(x, base, f"{at:,.0f}") for x, at in places)
         yield element("g", *figures, class_="tick", text_anchor="middle")
-        yield element("g", _text(WIDTH, base, "edits"), class_="tick", text_anchor="end")
+        yield element("g", _text(WIDTH + 6, base, "edits"), class_="tick", text_anchor="end")
 
     def _along_ticks(self) -> Sequence[float]:
         ats = self._plot.ats

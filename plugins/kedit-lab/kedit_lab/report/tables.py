@@ -140,9 +140,10 @@ def relation_names(cells: Sequence[CellRecord]) -> dict[str, str]:
     for cell in cells:
         for edit in cell.edits:
             for request in edit.requests:
-                name = request.extra.get("relation", request.extra.get("relation_id"))
-                if isinstance(name, str) and name.strip():
-                    found[request.id] = name
+                names = (request.extra.get(key) for key in ("relation", "relation_id"))
+                for name in names:
+                    if isinstance(name, str) and name.strip():
+                        found.setdefault(request.id, name)
     return found
 
 

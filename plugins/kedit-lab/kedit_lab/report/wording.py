@@ -115,7 +115,11 @@ def editing(schedule: Schedule) -> str:
     if size == "all":
         way = "all in one batch" if not schedule.stages else "each stage in one batch"
     else:
-        way = "one\N{NO-BREAK SPACE}by\N{NO-BREAK SPACE}one" if size == 1 else f"{size:,} at a time"
+        way = (
+            "one\N{NO-BREAK SPACE}by\N{NO-BREAK SPACE}one"
+            if size == 1
+            else f"{size:,}\N{NO-BREAK SPACE}at\N{NO-BREAK SPACE}a\N{NO-BREAK SPACE}time"
+        )
     if schedule.stages:
         way += f", in stages of {listed([_number(one) for one in schedule.stages], most=9)}"
     return way if schedule.keep else f"{way}, each window taken out again"

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from contextlib import contextmanager
+from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
 FLAGS = (
@@ -26,6 +27,10 @@ MISSING = next(
 """Why no browser can be started; empty where one can."""
 
 
+class NoBrowserError(Exception):
+    """A browser is installed but does not start."""
+
+
 class Browser:
     """One page at a time, with what it asked of the network and what it complained of."""
 
@@ -40,7 +45,11 @@ class Browser:
             },
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }
-        answer = self._ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})
+        try:
+            answer = self._ask("POST", "", {"capabilities": {"alwaysMatch": wanted}})
+        except HTTPError as error:
+            with error:
+                raise NoBrowserError(json.load(error)["value"]["message"]) from None
         self._root += f"/{answer['sessionId']}"
 
     def open(self, path, width=1280, dark=False):
@@ -122,11 +131,10 @@ def browser(profile):
         text=True,
     )
     try:
-        port = next(
-            found[1]
-            for line in driver.stdout
-            if (found := re.search(r"on port (\d+)", line)) and "success" in line
-        )
+        lines = (re.search(r"success\w* on port (\d+)", line) for line in driver.stdout)
+        port = next((found[1] for found in lines if found), None)
+        if port is None:
+            raise NoBrowserError("chromedriver ended at once")
         one = Browser(port, profile)
         try:
             yield one

@@ -311,7 +311,7 @@ SAMPLES = {
     "one edit": lambda: run(cell("rome", 1, Schedule())),
     "two methods": two_methods,
     "ten thousand edits": lambda: two_methods(
-        10_000, Schedule(batch_size=100, interval=1_000, evaluate_on="all")
+        10_000, Schedule(batch_size=100, interval=2_500, evaluate_on="all")
     ),
     "ten thousand at once": lambda: run(cell("memit", 10_000, Schedule(batch_size="all"))),
     "six methods": six_methods,

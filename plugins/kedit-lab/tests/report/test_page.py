@@ -93,7 +93,7 @@ def test_an_absurd_run_still_fits(made):
             made.cell(f"{i} {'label ' * 500}", 12, schedule, model=model * 900, asked=asked)
             for i in range(14)
             for schedule in schedules
-            for model in "abc"
+            for model in "ab"
         ),
         plan={f"key {i}": "v" * 10_000 for i in range(1_000)},
         machine={f"part {i}": "m" * 9_000 for i in range(300)},
@@ -120,7 +120,7 @@ def test_the_headline_says_what_was_asked(made):
         plain(headline(made.two_methods())) == "200 edits of atlas:gpt2, one by one: memit and rome"
     )
     batched = made.run(made.cell("memit", 300, Schedule(batch_size=100)))
-    assert headline(batched) == "300 edits of atlas:gpt2, 100 at a time: memit"
+    assert plain(headline(batched)) == "300 edits of atlas:gpt2, 100 at a time: memit"
     assert headline(made.run(made.cell("rome", 1, Schedule()))) == "1 edit of atlas:gpt2: rome"
 
 
