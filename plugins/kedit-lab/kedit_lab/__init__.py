@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from kedit_core import hookimpl
 
 if TYPE_CHECKING:
+    import typer
+
     from kedit_core import EditRequest
     from kedit_core.errors import RequestError
 
@@ -16,3 +18,11 @@ def read_requests(source: str) -> "Iterable[EditRequest | RequestError] | None":
     from kedit_lab.reading import read
 
     return read(source)
+
+
+@hookimpl
+def register_commands(cli: "typer.Typer") -> None:
+    """Add ``kedit lab``."""
+    from kedit_lab.commands import lab
+
+    cli.add_typer(lab, name="lab")
