@@ -17,7 +17,8 @@ from kedit_core.errors import DeltaError, KeditError
 from kedit_core.files import write_atomically
 from kedit_core.request_files import record_of, request_from
 
-_FORMAT = "1"
+_FORMAT = "2"
+_ENTRY = "kedit"  # the only one: safetensors writes several in any order, and equal deltas make equal files
 
 
 def save_deltas(deltas: Sequence[Delta], path: str | Path) -> None:
@@ -32,7 +33,7 @@ def save_deltas(deltas: Sequence[Delta], path: str | Path) -> None:
     tensors: dict[str, Tensor] = {}
     described = [_describe(delta, f"{place}", tensors) for place, delta in enumerate(deltas)]
     try:
-        header = {"kedit": _FORMAT, "deltas": json.dumps(described)}
+        header = {_ENTRY: json.dumps({"format": _FORMAT, "deltas": described})}
         write_atomically(path, lambda target: save_file(tensors, target, metadata=header))
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise DeltaError(str(path), f"cannot be written ({error})") from error
@@ -64,31 +65,36 @@ def load_deltas(path: str | Path) -> tuple[Delta, ...]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise DeltaError(str(path), f"is no whole safetensors file ({error})") from None
-    if header.get("kedit") != _FORMAT:
-        found = header.get("kedit")
-        raise DeltaError(
-            str(path),
-            f"is format {found} of delta file, this kedit reads {_FORMAT}"
-            if found
-            else "is no delta file",
-        )
     try:
         return tuple(
             _restore(one, f"{place}", tensors)
-            for place, one in enumerate(json.loads(header["deltas"]))
+            for place, one in enumerate(_described(path, header)["deltas"])
         )
     except DeltaError as error:
-        raise DeltaError(str(path), str(error)) from None
+        own = error.what == str(path)
+        raise error if own else DeltaError(str(path), str(error)) from None
     except KeyError as error:
         raise DeltaError(str(path), f"is damaged: {error} is missing") from None
     except (KeditError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise DeltaError(str(path), f"is damaged: {error}") from None
 
 
+def _described(path: Path, header: dict[str, str]) -> dict[str, Any]:
+    """Return what the header says of the deltas, once it is sure that this kedit can read it."""
+    if _ENTRY not in header:
+        raise DeltaError(str(path), "is no delta file")
+    found = json.loads(header[_ENTRY])
+    kind = found["format"] if isinstance(found, dict) else found
+    if kind != _FORMAT:
+        raise DeltaError(str(path), f"is format {kind} of delta file, this kedit reads {_FORMAT}")
+    assert isinstance(found, dict)
+    return found
+
+
 def _holds_deltas(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as file:
-            return "kedit" in (file.metadata() or {})
+            return _ENTRY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
 

@@ -37,7 +37,8 @@ def _json(values: Mapping[str, Any]) -> ReadOnlyDict[Any]:
 
 
 def _named(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    return read_only(tensors)
+    """Return tensors by name, in the order of their names, as a file gives them back."""
+    return read_only({name: tensors[name] for name in sorted(tensors)})
 
 
 def _check_matrix(weight: str, name: str, matrix: Tensor) -> None:
@@ -113,7 +114,7 @@ class SideMemory:
 
     Attributes:
         at: path of the module it stands beside; ``""`` is the model.
-        tensors: by name; the mapping is read-only.
+        tensors: by name and in the order of the names; the mapping is read-only.
         settings: JSON values, read-only.
     """
 

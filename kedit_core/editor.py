@@ -133,7 +133,7 @@ class Editor:
 
     @property
     def history(self) -> tuple[Delta, ...]:
-        """Return all deltas made and not undone, oldest first; of a memory those too that a later one replaced."""
+        """Return all deltas made and not undone, oldest first, replaced memories among them."""
         return self._stack.history
 
     def info(self, method: str | None = None) -> MethodInfo:

@@ -8,7 +8,7 @@ between judgements), so 1 means that it never failed; the area of the whole is t
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import nan
+from math import isnan, nan
 
 from attrs import frozen
 
@@ -38,7 +38,7 @@ class Retention:
     def area(self) -> float:
         """Return the area of the whole: the mean over all edits; NaN where nothing was judged."""
         sizes = [end - start for start, end in pairwise((0, *self.at))]
-        known = [(a, n) for a, n in zip(self.areas, sizes, strict=True) if a == a]
+        known = [(a, n) for a, n in zip(self.areas, sizes, strict=True) if not isnan(a)]
         return sum(a * n for a, n in known) / sum(n for _, n in known) if known else nan
 
     @property
@@ -70,13 +70,13 @@ def retention(judgements: Sequence[Judgement], metric: str = "reliability.exact"
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if value == value]
+    known = [value for value in values if not isnan(value)]
     return sum(known) / len(known) if known else nan
 
 
 def _area(at: Sequence[int], values: Sequence[float]) -> float:
     """Return the mean height of a line through (at, values), where it has values."""
-    known = [(x, y) for x, y in zip(at, values, strict=True) if y == y]
+    known = [(x, y) for x, y in zip(at, values, strict=True) if not isnan(y)]
     if len(known) < 2:
         return known[0][1] if known else nan
     whole = sum((b - a) * (y + z) / 2 for (a, y), (b, z) in pairwise(known))

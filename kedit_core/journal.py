@@ -22,7 +22,8 @@ CREATE TABLE run (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE cells (
     place INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, model TEXT NOT NULL, method TEXT NOT NULL,
     label TEXT NOT NULL, config TEXT NOT NULL, schedule TEXT NOT NULL, seed INTEGER,
-    requests TEXT, decisions TEXT, before TEXT, examples TEXT, stopped TEXT, finished INTEGER NOT NULL DEFAULT 0);
+    requests TEXT, decisions TEXT, before TEXT, examples TEXT, stopped TEXT,
+    finished INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE edits (
     id INTEGER PRIMARY KEY AUTOINCREMENT, cell TEXT NOT NULL REFERENCES cells (name),
     place INTEGER NOT NULL, delta TEXT NOT NULL, parent TEXT, method TEXT NOT NULL, version TEXT NOT NULL,

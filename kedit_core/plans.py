@@ -79,6 +79,7 @@ class Plan:
         model: what ``kedit edit`` takes, one or several.
         requests: a file or a name, as ``kedit edit`` takes it.
         limit: take only the first so many requests.
+        skip_bad: leave out records that cannot be read, and count them.
         method: the methods.
         schedule: how many edits at a time, when they are judged, on what, whether they stay.
         seeds: of orders of the requests; without any they come in the order of their source.
@@ -93,6 +94,7 @@ class Plan:
     model: tuple[str, ...] = ()
     requests: str = ""
     limit: int | None = None
+    skip_bad: bool = False
     method: tuple[PlannedMethod, ...] = ()
     schedule: tuple[Schedule, ...] = (Schedule(),)
     seeds: tuple[int, ...] = ()
@@ -181,7 +183,8 @@ def plan_from(found: Mapping[str, Any], *, where: str = _WHERE) -> Plan:
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """Return a plan as JSON values; ``plan_from`` reads them back."""
-    return _plain(asdict(plan))
+    found: dict[str, Any] = _plain(asdict(plan))
+    return found
 
 
 def _plain(value: Any) -> Any:

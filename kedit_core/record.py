@@ -65,6 +65,7 @@ class Record:
     def judgement(self, point: Point) -> Judgement | None:
         """Return the judgement that was made at a point."""
         del point
+        return None
 
     def judged(self, judgement: Judgement) -> None:
         """Take note of a judgement."""
@@ -72,6 +73,7 @@ class Record:
     def check(self, at: int) -> tuple[Breach, ...] | None:
         """Return the limits that the model broke after ``at`` requests; None when that was not checked."""
         del at
+        return None
 
     def checked(self, at: int, batches: int, breaches: Sequence[Breach]) -> None:
         """Take note of a check of the limits."""

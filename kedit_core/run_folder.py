@@ -143,7 +143,7 @@ def _sha256(path: Path) -> str:
 
 
 def _name_in(path: Path, since: str) -> None:
-    path.write_text(json.dumps({"pid": os.getpid(), "since": since}))
+    path.write_text(json.dumps({"pid": os.getpid(), "since": since}), encoding="utf-8")
 
 
 def _named_in(path: Path) -> tuple[int, str]:

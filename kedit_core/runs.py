@@ -118,7 +118,8 @@ class Run:
         try:
             if self._resume and journal.setting("plan") != as_json(self.plan):
                 raise JournalError(
-                    str(self.folder), "was begun with another plan; choose another folder for this one"
+                    str(self.folder),
+                    "was begun with another plan; choose another folder for this one",
                 )
             yield journal
         finally:

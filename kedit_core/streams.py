@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from kedit_core.computing import check_model, check_requests
-from kedit_core.conflicts import Decision, Policy, settled
+from kedit_core.conflicts import Policy, settled
 from kedit_core.deltas import Delta
 from kedit_core.errors import KeditError
 from kedit_core.judgements import Judgement
@@ -70,7 +70,9 @@ class Stream:
         self._record = record if record is not None else Record()
         in_force = [request for delta in editor.deltas for request in delta.requests]
         if record is not None and editor.history:
-            raise KeditError("a recorded stream begins with the unedited model; undo its edits first")
+            raise KeditError(
+                "a recorded stream begins with the unedited model; undo its edits first"
+            )
         found = settled(requests, in_force, conflicts)
         self.requests, self.decisions = found.requests, found.decisions
         self._take_out = found.take_out
@@ -208,13 +210,14 @@ class Stream:
 
     def _after(self, place: int, at: int, breaches: Sequence[Breach] | None) -> None:
         """Do what a breach asks for, or remember a good state; take a window out that was judged."""
+        if place < self._record.batches - 1:
+            return  # gone through before a crash: the model is what it became since
         if breaches:
             self.breaches += tuple(breaches)
             self._act_on(breaches)
         elif breaches is not None:
             self._good, self._good_at = self._editor.history, at
-        ended = any(point.at == at for point in self._points)
-        if not self._schedule.keep and ended and place >= self._record.batches - 1:
+        if not self._schedule.keep and any(point.at == at for point in self._points):
             self._editor.go_to(self._start)
             self._record.take_out(0)
 

@@ -15,6 +15,7 @@ _COMMANDS = (
     "evaluate",
     "scope",
     "export",
+    "run",
     "log",
     "undo",
     "verify",

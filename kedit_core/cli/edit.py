@@ -16,6 +16,7 @@ from kedit_core.cli.opening import (
     Limit,
     Model,
     Requests,
+    SkipBad,
     named_pieces,
     open_editor,
     read,
@@ -47,6 +48,7 @@ def run(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or JSON file of settings.")] = None,
     limit: Limit = None,
+    skip_bad: SkipBad = False,
     chat: Chat = False,
     layout: Layout = None,
     dtype: Dtype = None,
@@ -56,7 +58,7 @@ def run(
     """Edit facts of a model and save the deltas. The model's own files are never changed."""
     plugins: Plugins = context.obj
     info = plugins.info(method)
-    asked = _asked(plugins, requests, prompt, subject, target, limit)
+    asked = _asked(plugins, requests, prompt, subject, target, limit, skip_bad)
     try:
         check_writable(out)
     except OSError as error:
@@ -134,11 +136,12 @@ def _asked(
     subject: str | None,
     target: str | None,
     limit: int | None,
+    skip_bad: bool,
 ) -> list[EditRequest]:
     if source is not None:
         if (prompt, subject, target) != (None, None, None):
             raise RequestError("--requests and --prompt are two ways to ask; use one")
-        return read(plugins, source, limit)
+        return read(plugins, source, limit, skip_bad)
     if prompt is None or target is None:
         raise RequestError("say what to edit: --requests FILE, or --prompt, --subject and --target")
     return [EditRequest(prompt=prompt, subject=subject, target_new=target)]

@@ -13,6 +13,7 @@ from kedit_core.cli.opening import (
     Json,
     Limit,
     Model,
+    SkipBad,
     open_editor,
     read,
 )
@@ -38,6 +39,7 @@ def run(
         ),
     ] = None,
     limit: Limit = None,
+    skip_bad: SkipBad = False,
     chat: Chat = False,
     dtype: Dtype = None,
     device: Device = None,
@@ -45,7 +47,7 @@ def run(
 ) -> None:
     """Judge edits: reliability, generalization, locality and portability, before and after."""
     plugins: Plugins = context.obj
-    asked = read(plugins, requests, limit)
+    asked = read(plugins, requests, limit, skip_bad)
     editor = open_editor(plugins, model, delta, dtype, device, chat=chat)
     wanted = None if metrics is None else _metrics(metrics)
     after = editor.evaluate(asked, wanted)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from kedit_core.cli import tell
 from kedit_core.errors import KeditError, ModelError, RequestError
 from kedit_core.plugins import Plugins
 from kedit_core.requests import EditRequest
@@ -21,6 +22,10 @@ Requests = Annotated[
 Deltas = Annotated[
     list[Path] | None,
     typer.Option("--delta", help="A delta file, RUN or RUN/CELL to put in first; may be repeated."),
+]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out records that cannot be read, and say how many."),
 ]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Take only the first N requests.")
@@ -41,6 +46,8 @@ Layout = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+_SHOWN = 3
+"""Complaints about records that are shown when they are left out."""
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -89,19 +96,44 @@ def named_pieces(layout: list[str] | None) -> dict[str, str] | None:
     return found or None
 
 
-def read(plugins: Plugins, source: str, limit: int | None) -> list[EditRequest]:
+def read(
+    plugins: Plugins, source: str, limit: int | None, skip_bad: bool = False
+) -> list[EditRequest]:
     """Return the requests of a source, the first ``limit`` of them.
+
+    Args:
+        plugins: one of which reads the source.
+        source: what ``--requests`` names.
+        limit: how many to take; None takes all.
+        skip_bad: leave out what cannot be read, and say on stderr how much and why.
 
     Raises:
         RequestError: one cannot be read, or there is none.
     """
     found: list[EditRequest] = []
+    bad: list[RequestError] = []
     for request in plugins.call_all("read_requests", source=source):
         if isinstance(request, RequestError):
-            raise request
+            if not skip_bad:
+                raise request
+            bad.append(request)
+            continue
         found.append(request)
         if limit is not None and len(found) == limit:
             break
+    _note_skipped(bad)
     if not found:
-        raise RequestError("holds no request", source)
+        raise RequestError(
+            "holds no request that can be read" if bad else "holds no request", source
+        )
     return found
+
+
+def _note_skipped(bad: list[RequestError]) -> None:
+    from kedit_core.cli.screen import counted
+
+    for error in bad[:_SHOWN]:
+        tell(f"note: left out: {error}")
+    if bad:
+        more = f", {len(bad) - _SHOWN} of them not shown" if len(bad) > _SHOWN else ""
+        tell(f"note: {counted(len(bad), 'record')} left out{more}")

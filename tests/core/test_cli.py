@@ -426,6 +426,34 @@ def test_two_ways_to_ask_are_not_mixed(kedit, model, requests, asked):
     assert_one_sentence(result, "kedit: --requests and --prompt are two ways to ask; use one")
 
 
+def test_bad_records_are_left_out_and_counted_when_that_is_asked_for(kedit, model, tmp_path):
+    lines = ["{", json.dumps(REQUESTS[0]), "[]", json.dumps({**REQUESTS[1], "target_new": ""})]
+    lines += ["nul", json.dumps({**REQUESTS[2], "subject": "elsewhere", "prompt": "it is"}), "7"]
+    path, out = tmp_path / "mixed.jsonl", tmp_path / "made.delta"
+    path.write_text("\n".join([*lines, json.dumps(REQUESTS[2])]))
+    words = ("edit", model, "--method", "push", "--requests", path, "--out", out)
+    code, _, err = kedit(*words, "--skip-bad")
+    assert code == 0
+    assert [delta.requests[0].target_new for delta in load_deltas(out)] == ["Rome", "Lima"]
+    first, second, third, total = err.splitlines()
+    assert first.startswith(f"kedit: note: left out: {path}, line 1: is not JSON")
+    assert second == f"kedit: note: left out: {path}, line 3: expected an object, found list"
+    assert third.startswith(f"kedit: note: left out: {path}, line 4: target_new of ")
+    assert total == "kedit: note: 6 records left out, 3 of them not shown"
+    assert kedit(*words)[0] == 2
+
+
+def test_a_file_with_nothing_but_bad_records_is_refused_all_the_same(kedit, model, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{")
+    code, _, err = kedit("evaluate", model, "--requests", path, "--skip-bad")
+    assert code == 2
+    assert err.splitlines()[1:] == [
+        "kedit: note: 1 record left out",
+        f"kedit: {path}: holds no request that can be read",
+    ]
+
+
 def test_a_bad_line_of_a_request_file_is_named_before_any_model_is_opened(kedit, tmp_path):
     path = tmp_path / "requests.jsonl"
     path.write_text('{"prompt": "x is"}')

@@ -50,6 +50,11 @@ def path(tmp_path):
     return tmp_path / "one.delta"
 
 
+def said(described):
+    """Return the header of a file of these deltas."""
+    return {"kedit": json.dumps({"format": "2", "deltas": described})}
+
+
 def header_of(path):
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -59,9 +64,9 @@ def header_of(path):
 def rewrite(path, change):
     """Save the file again with its description, or its tensors, changed."""
     header, tensors = header_of(path)
-    described = json.loads(header["deltas"])
+    described = json.loads(header["kedit"])["deltas"]
     change(described, tensors)
-    save_file(tensors, path, metadata={**header, "deltas": json.dumps(described)})
+    save_file(tensors, path, metadata=said(described))
 
 
 def test_a_delta_comes_back_whole_with_its_id_and_its_provenance(path):
@@ -146,11 +151,16 @@ def test_a_file_that_was_cut_off_is_refused_wherever_it_was_cut(path, share):
     [
         (None, "is no delta file"),
         ({"format": "pt"}, "is no delta file"),
-        ({"kedit": "2", "deltas": "[]"}, "is format 2 of delta file, this kedit reads 1"),
-        ({"kedit": "1"}, "is damaged"),
-        ({"kedit": "1", "deltas": "5"}, "is damaged"),
-        ({"kedit": "1", "deltas": "{"}, "is damaged"),
-        ({"kedit": "1", "deltas": "[" * 100_000}, "is damaged"),
+        ({"kedit": "1", "deltas": "[]"}, "is format 1 of delta file, this kedit reads 2"),
+        (
+            {"kedit": '{"format": "3", "deltas": []}'},
+            "is format 3 of delta file, this kedit reads 2",
+        ),
+        ({"kedit": '{"format": "2"}'}, "is damaged"),
+        ({"kedit": '{"format": "2", "deltas": 5}'}, "is damaged"),
+        ({"kedit": "{}"}, "is damaged"),
+        ({"kedit": "{"}, "is damaged"),
+        ({"kedit": "[" * 100_000}, "is damaged"),
     ],
 )
 def test_somebody_elses_file_is_refused_with_the_reason(path, metadata, complaint):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kedit_core.cli.opening import Chat, Device, Dtype, Json, Layout, Limit, Model, read
+from kedit_core.cli.opening import Chat, Device, Dtype, Json, Layout, Limit, Model, SkipBad, read
 from kedit_core.plugins import Plugins
 from kedit_locate.config import Statistics
 
@@ -72,6 +72,7 @@ def trace(
     window: Window = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the noise.")] = 0,
     limit: Limit = None,
+    skip_bad: SkipBad = False,
     chat: Chat = False,
     layout: Layout = None,
     dtype: Dtype = None,
@@ -87,7 +88,7 @@ def trace(
     if out is not None:
         check_picture(out)
     wanted = states_named(states)
-    asked = read(plugins, requests, limit)
+    asked = read(plugins, requests, limit, skip_bad)
     settings = Tracing(samples=samples, noise=noise, window=window, seed=seed)
     opening = Opening(model=model, layout=layout, dtype=dtype, device=device)
     report = traced(plugins, opening, requests, asked, settings, wanted, chat=chat)
@@ -130,6 +131,7 @@ def sufficiency_(
         ),
     ] = None,
     limit: Limit = None,
+    skip_bad: SkipBad = False,
     corpus: Corpus = None,
     tokens: Tokens = None,
     length: Length = 64,
@@ -143,7 +145,7 @@ def sufficiency_(
     from kedit_locate.statistics import show_sufficiency, sufficiency_of
 
     plugins: Plugins = context.obj
-    asked = None if requests is None else read(plugins, requests, limit)
+    asked = None if requests is None else read(plugins, requests, limit, skip_bad)
     wanted = Statistics(metric=metric, corpus=corpus, tokens=tokens, length=length, short=short)
     found = sufficiency_of(plugins, model, layers, wanted, asked, dtype, device)
     show_sufficiency(found, as_json)
