@@ -204,7 +204,7 @@ def reading(path: str | Path) -> Iterator[Journal]:
 def _existing(path: str | Path) -> RunFolder:
     folder = RunFolder(path)
     if not folder.path.exists():
-        raise JournalError(str(path), "there is no such run")
+        raise JournalError(str(path), "holds no run: there is no such folder")
     if not folder.exists():
         raise JournalError(str(path), "holds no run")
     return folder

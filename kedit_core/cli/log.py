@@ -12,8 +12,6 @@ from kedit_core.errors import UnknownCellError
 if TYPE_CHECKING:
     from kedit_core.run_records import CellRecord, EditRecord, RunRecord
 
-_MAIN = ("reliability", "generalization", "locality", "portability")
-
 
 def run(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
@@ -52,12 +50,8 @@ def _state(cell: "CellRecord") -> str:
 
 
 def _scores(cell: "CellRecord") -> dict[str, float]:
-    """Return the means of the last judgement: exact match on the axes, or what there is."""
-    if not cell.judgements:
-        return {}
-    means = cell.judgements[-1].report.means()
-    exact = {axis: means[f"{axis}.exact"] for axis in _MAIN if f"{axis}.exact" in means}
-    return exact or dict(list(means.items())[: len(_MAIN)])
+    """Return the means of the last judgement."""
+    return cell.judgements[-1].report.means() if cell.judgements else {}
 
 
 def _cell(cell: "CellRecord") -> dict[str, Any]:
@@ -74,7 +68,7 @@ def _cell(cell: "CellRecord") -> dict[str, Any]:
         "made": sum(len(edit.requests) for edit in cell.edits),
         "in_force": sum(len(edit.requests) for edit in cell.edits if edit.in_force),
         "judged_at": cell.judgements[-1].at if cell.judgements else None,
-        "scores": cell.judgements[-1].report.means() if cell.judgements else {},
+        "scores": _scores(cell),
         "state": "stopped" if cell.stopped else _state(cell),
         "stopped": cell.stopped or None,
     }
@@ -111,27 +105,32 @@ def _show_cells(found: "RunRecord", owner: tuple[int, str] | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from kedit_core.plans import described
+    from kedit_core.cli.live import HEADINGS, shown
 
+    judged = [name for name in HEADINGS if any(name in _scores(cell) for cell in found.cells)]
+    models = {cell.model for cell in found.cells}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("CELL", "MODEL", "METHOD", "SCHEDULE", "SEED", "MADE", "IN FORCE", "SCORES"):
+    for heading in ("CELL", *(["MODEL"] if len(models) > 1 else []), "METHOD", "SCHEDULE"):
         table.add_column(heading, overflow="fold")
-    table.add_column("STATE", overflow="fold")
+    for heading in ("SEED", "MADE", "IN FORCE", *(HEADINGS[name] for name in judged)):
+        table.add_column(heading, justify="right", overflow="fold")
+    table.add_column("STATE", overflow="fold", min_width=len("finished"))
     for cell in found.cells:
-        counts = _cell(cell)
-        scores = " ".join(f"{axis} {value:.2f}" for axis, value in _scores(cell).items())
+        counts, scores = _cell(cell), _scores(cell)
         table.add_row(
             escape(cell.name),
-            escape(cell.model),
+            *([escape(cell.model)] if len(models) > 1 else []),
             escape(cell.method),
-            described(cell.schedule),
+            counts["schedule"],
             "-" if cell.seed is None else str(cell.seed),
             f"{counts['made']}/{counts['requests']}" if counts["requests"] else "0",
             str(counts["in_force"]),
-            scores or "-",
+            *(shown(name, scores.get(name)) for name in judged),
             escape(_state(cell)),
         )
     console = screen()
+    if len(models) == 1:
+        console.print(f"{models.pop()}, begun {found.started}\n", markup=False, soft_wrap=True)
     console.print(table)
     if owner is not None:
         console.print(f"\nprocess {owner[0]} works on it since {owner[1]}", markup=False)

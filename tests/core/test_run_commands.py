@@ -205,17 +205,16 @@ def test_commands_take_a_run_for_a_delta(kedit, run_of, model_folder, tmp_path, 
 # --- log ---------------------------------------------------------------------------------------
 
 
-def test_log_shows_the_cells_of_a_run(kedit, run_of):
+def test_log_shows_the_cells_of_a_run(kedit, run_of, model_folder):
     run = run_of(["writer", "memory"], schedule={"interval": 2}, seeds=[3])
     code, out, err = kedit("log", run)
     assert (code, err) == (0, "")
-    lines = {line.split()[0]: line for line in out.splitlines()}
-    assert lines["CELL"].split()[:6] == ["CELL", "MODEL", "METHOD", "SCHEDULE", "SEED", "MADE"]
+    lines = {line.split()[0]: line for line in out.splitlines() if line}
+    assert lines["CELL"].split()[:5] == ["CELL", "METHOD", "SCHEDULE", "SEED", "MADE"]
+    assert out.startswith(f"{model_folder}, begun 20")
     for method in ("writer", "memory"):
         line = lines[f"{method}+seed=3"]
-        assert re.search(
-            rf"{method}\s+T=2\+on=batch\s+3\s+4/4\s+4\s+reliability 0\.\d\d gener", line
-        )
+        assert re.search(rf"{method}\s+T=2\+on=batch\s+3\s+4/4\s+4\s+\d+\.0\s+\d+\.0\s", line)
         assert line.rstrip().endswith("finished")
 
 
@@ -248,11 +247,11 @@ def test_log_tells_what_goes_on_what_stopped_and_what_is_to_come(kedit, run_of):
     change(run, "DELETE FROM edits WHERE cell = 'writer+seed=2'")
     change(run, "DELETE FROM judgements WHERE cell = 'writer+seed=2'")
     code, out, _ = kedit("log", run)
-    states = [" ".join(line.split()[8:]) for line in out.splitlines()[1:4]]
+    states = [line.rstrip() for line in out.splitlines()[3:6]]
     assert code == 0
     assert states[0].endswith("stopped: too much was lost")
     assert states[1].endswith("going on")
-    assert out.splitlines()[3].split()[-2:] == ["to", "come"]
+    assert states[2].endswith("to come")
     assert "kedit run PLAN --resume goes on" in out
     with closing(open_journal(run)):
         assert f"process {os.getpid()} works on it since 20" in kedit("log", run)[1]
@@ -740,7 +739,7 @@ def test_a_run_that_is_none_is_one_sentence(kedit, tmp_path, command):
     assert kedit(command, tmp_path / "nothing") == (
         2,
         "",
-        f"kedit: {tmp_path / 'nothing'}: there is no such run\n",
+        f"kedit: {tmp_path / 'nothing'}: holds no run: there is no such folder\n",
     )
     assert kedit(command, tmp_path) == (2, "", f"kedit: {tmp_path}: holds no run\n")
     (tmp_path / "journal.sqlite").write_text("")
