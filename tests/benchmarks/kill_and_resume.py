@@ -2,8 +2,8 @@
 
 ``python -m tests.benchmarks.kill_and_resume [--edits 200] [--kills 50] [--seed 0] [--method memit]``
 kills at random moments of searching, solving, writing weights, saving files and committing rows, before or
-after the work of a call, and then lets the run end. The journals must be equal but for times and peak memory, the
-final weights bit for bit, every edit there once. Exits 1 where something differs.
+after the work of a call, and then lets the run end. The journals must be equal but for times and peak
+memory, the final weights bit for bit, every edit there once. Exits 1 where something differs.
 """
 
 import random
