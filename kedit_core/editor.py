@@ -21,6 +21,7 @@ from kedit_core.plugins import Plugins
 from kedit_core.progress import Progress
 from kedit_core.reports import EvalReport, Scope
 from kedit_core.requests import EditBatch, EditRequest
+from kedit_core.stacking import check_delta
 from kedit_core.untouched import at_rest
 from kedit_core.weights import Weights
 from kedit_core.workshop import Workshop
@@ -145,11 +146,12 @@ class Editor:
         Raises:
             RequestError: a request lacks what the method needs, or is in force already.
             KeditError: several requests for a method that takes one at a time.
+            StackingError: the method does not go on top of another one's edits.
         """
         method = self._method(method)
         asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
         info = self._plugins.info(method)
-        check_requests(asked, info, self.deltas)
+        check_requests(asked, info, self.deltas, self._plugins.kind_of)
         settings = self._config_for(method, config)
         check_model(self.model, self.tokenizer, asked, chat=self.chat)
         before = self._stack.history
@@ -157,6 +159,7 @@ class Editor:
             delta = self._workshop.compute(
                 Asked(method=method, requests=asked, config=settings, chat=self.chat)
             )
+            check_delta(delta, self.deltas, self._plugins.kind_of)
             self._stack.settle((*before, delta))
             return self._workshop.described(delta)
         except BaseException:
@@ -272,11 +275,11 @@ class Editor:
             DeltaError: the file is damaged, its deltas do not fit this model, or are in force
                 already.
             UnknownMethodError: no plugin offers the method of one.
+            StackingError: one does not go on top of what is in force by then.
         """
         loaded = load_deltas(path)
-        check_loaded(str(path), loaded, self._stack)
+        check_loaded(str(path), loaded, self._stack, self._plugins.kind_of)
         for delta in loaded:
-            self._plugins.info(delta.method)
             check_fits(str(path), delta, self.weights)
         self._stack.settle((*self._stack.history, *loaded))
         self._workshop.compare_written(str(path))

@@ -73,14 +73,18 @@ class Workshop:
 
     def writes(self, method: str) -> bool:
         """Tell whether the deltas of a method are of kind *weights*."""
-        return self._plugins.info(method).kind == "weights"
+        return self._plugins.kind_of(method) == "weights"
 
     def replaces(self, method: str) -> bool:
         """Tell whether a method's new delta holds all that its earlier one held."""
         return not self.writes(method)
 
     def compute(self, asked: Asked) -> Delta:
-        """Return a new delta; the model is as before, whatever happens."""
+        """Return a new delta; the model is as before, whatever happens.
+
+        A memory is computed without its own earlier one. Prompts of other methods are out of sight:
+        an edit that is made again below one stays below it.
+        """
         method = asked.method
         own = [delta for delta in self.stack.in_force() if delta.method == method]
         asked = evolve(asked, requests=[request.without_probes() for request in asked.requests])
@@ -92,8 +96,14 @@ class Workshop:
             notes=asked.notes,
         )
         hides = self.replaces(method)
+        prompts = {
+            delta.id
+            for delta in self.stack.in_force()
+            if delta.method != method and self._plugins.kind_of(delta.method) == "prompt"
+        }
+        hidden = prompts | {delta.id for delta in own if hides}
         with (
-            self.stack.without(lambda delta: hides and delta.method == method),
+            self.stack.without(lambda delta: delta.id in hidden),
             self._weights.unchanged(),
             self.lent(),
         ):
@@ -111,7 +121,7 @@ class Workshop:
             )
         memory = [r for delta in own for r in delta.requests if r.id not in asked.remove]
         package = next(row.package for row in self._plugins.rows() if row.name == method)
-        after = tuple(delta.id for delta in self.stack.in_force())
+        after = tuple(delta.id for delta in self.stack.in_force() if delta.id not in prompts)
         made = finish(found, asked, memory if hides else (), self._weights, after, package)
         said = made.provenance.notes.get(WARNINGS)
         for text in said if isinstance(said, list) else ():
