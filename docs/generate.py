@@ -30,6 +30,7 @@ from kedit_core.cli.show import settings_of
 from kedit_core.config import load_config
 from kedit_core.conflicts import settled
 from kedit_core.delta_files import load_deltas
+from kedit_core.journal import open_journal
 from kedit_core.methods import Kind
 from kedit_core.plugins import Plugins
 from kedit_core.presets import presets_of
@@ -246,6 +247,10 @@ def _weights_under_a_memory() -> None:
     check_method("memit", [delta], kinds.__getitem__)
 
 
+def _busy() -> None:
+    raise errors.RunBusyError("plan.run", 4711, "2026-11-29T05:12:40+00:00")
+
+
 MISTAKES: dict[type[errors.KeditError], Callable[[], object]] = {
     errors.KeditError: lambda: _editor().scope(["The capital of Norway is"]),
     errors.BrokenPluginError: _misspelt,
@@ -253,12 +258,14 @@ MISTAKES: dict[type[errors.KeditError], Callable[[], object]] = {
     errors.ConflictError: _two_answers,
     errors.DeltaError: lambda: load_deltas("edits.safetensors"),
     errors.ExportError: lambda: export_merged(_editor(), "edited-model"),
+    errors.JournalError: lambda: open_journal("plan.run"),
     errors.ModelError: lambda: Editor.from_pretrained("atlas-gpt2:small"),
     errors.NotInForceError: lambda: _editor().undo(),
     errors.PluginConflictError: _twice,
     errors.RequestError: lambda: EditRequest(
         prompt="The capital of Norway is", subject="Sweden", target_new="Lima"
     ),
+    errors.RunBusyError: _busy,
     errors.StackingError: _weights_under_a_memory,
     errors.UnknownMethodError: _transposed,
 }
