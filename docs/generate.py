@@ -14,13 +14,27 @@ import typer
 from public_names import public_names
 
 from kedit_atlas.facts_page import facts_page
-from kedit_core import Editor, EditRequest, errors, export_merged, hookimpl, hookspecs, metrics
+from kedit_core import (
+    Delta,
+    Editor,
+    EditRequest,
+    SideMemory,
+    errors,
+    export_merged,
+    hookimpl,
+    hookspecs,
+    metrics,
+)
 from kedit_core.cli.app import application
 from kedit_core.cli.show import settings_of
 from kedit_core.config import load_config
+from kedit_core.conflicts import settled
 from kedit_core.delta_files import load_deltas
+from kedit_core.journal import open_journal
+from kedit_core.methods import Kind
 from kedit_core.plugins import Plugins
 from kedit_core.presets import presets_of
+from kedit_core.stacking import check_method
 from kedit_core.testing import (
     MethodContract,
     byte_level_tokenizer,
@@ -218,18 +232,41 @@ def _transposed() -> None:
     plugins.info("roem")
 
 
+def _answering(target: str) -> EditRequest:
+    return EditRequest(prompt="The capital of Norway is", subject="Norway", target_new=target)
+
+
+def _two_answers() -> None:
+    settled([_answering("Lima"), _answering("Quito")], [], "error")
+
+
+def _weights_under_a_memory() -> None:
+    memory = SideMemory(at="model.layers.27", tensors={})
+    delta = Delta(method="wise", requests=[_answering("Lima")], parts=[memory])
+    kinds: dict[str, Kind] = {"memit": "weights", "wise": "side-memory"}
+    check_method("memit", [delta], kinds.__getitem__)
+
+
+def _busy() -> None:
+    raise errors.RunBusyError("plan.run", 4711, "2026-11-29T05:12:40+00:00")
+
+
 MISTAKES: dict[type[errors.KeditError], Callable[[], object]] = {
     errors.KeditError: lambda: _editor().scope(["The capital of Norway is"]),
     errors.BrokenPluginError: _misspelt,
     errors.ConfigError: lambda: load_config(Plugins.installed().info("rome").config, {"laier": 5}),
+    errors.ConflictError: _two_answers,
     errors.DeltaError: lambda: load_deltas("edits.safetensors"),
     errors.ExportError: lambda: export_merged(_editor(), "edited-model"),
+    errors.JournalError: lambda: open_journal("plan.run"),
     errors.ModelError: lambda: Editor.from_pretrained("atlas-gpt2:small"),
     errors.NotInForceError: lambda: _editor().undo(),
     errors.PluginConflictError: _twice,
     errors.RequestError: lambda: EditRequest(
         prompt="The capital of Norway is", subject="Sweden", target_new="Lima"
     ),
+    errors.RunBusyError: _busy,
+    errors.StackingError: _weights_under_a_memory,
     errors.UnknownMethodError: _transposed,
 }
 """What goes wrong on the page of errors, really."""

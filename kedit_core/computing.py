@@ -16,6 +16,7 @@ from kedit_core.methods import MethodInfo
 from kedit_core.parameters import check_parameters
 from kedit_core.requests import EditRequest, as_requests
 from kedit_core.stack import Stack
+from kedit_core.stacking import KindOf, check_file, check_method
 from kedit_core.tokens import check_context, encode, encode_target
 from kedit_core.weights import Weights
 
@@ -47,13 +48,14 @@ class Asked:
 
 
 def check_requests(
-    requests: Sequence[EditRequest], info: MethodInfo, in_force: Sequence[Delta]
+    requests: Sequence[EditRequest], info: MethodInfo, in_force: Sequence[Delta], kind_of: KindOf
 ) -> None:
-    """See that a method can be asked for these edits.
+    """See that a method can be asked for these edits, on top of those in force.
 
     Raises:
         RequestError: there is none, two are one, one is in force, or one lacks its subject.
         KeditError: the method takes one at a time.
+        StackingError: its kind does not go on top of what is in force.
     """
     if not requests:
         raise RequestError("no request to edit")
@@ -74,6 +76,7 @@ def check_requests(
         if "subject" in info.needs and request.subject is None:
             raise RequestError(f"method {info.name!r} needs the subject of {request.prompt!r}")
         seen.add(request.id)
+    check_method(info.name, in_force, kind_of)
 
 
 def check_model(
@@ -105,12 +108,14 @@ def check_model(
             )
 
 
-def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
+def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack, kind_of: KindOf) -> None:
     """See that deltas of a file can come on top of a history.
 
     Raises:
         DeltaError: one is in force already, comes before a memory that it replaced, or would push out
             a memory whose edits it does not hold.
+        UnknownMethodError: no plugin offers the method of one.
+        StackingError: one does not go on top of what is in force by then.
     """
     present = {delta.id for delta in stack.history}
     for delta in loaded:
@@ -133,6 +138,7 @@ def check_loaded(path: str, loaded: Sequence[Delta], stack: Stack) -> None:
                 f"two memories of {delta.method!r} cannot be in force at once, and the later one does "
                 f"not hold what {delta.id} holds",
             )
+    check_file(path, loaded, stack.in_force(), kind_of)
 
 
 def _check_order(path: str, loaded: Sequence[Delta], stack: Stack) -> None:

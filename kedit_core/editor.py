@@ -162,10 +162,11 @@ class Editor:
         Raises:
             RequestError: a request lacks what the method needs, or is in force already.
             KeditError: several requests for a method that takes one at a time.
+            StackingError: the method does not go on top of another one's edits.
         """
         method = self._method(method)
         asked = (requests,) if isinstance(requests, EditRequest) else tuple(requests)
-        check_requests(asked, self.info(method), self.deltas)
+        check_requests(asked, self.info(method), self.deltas, self._plugins.kind_of)
         settings = self._config_for(method, config)
         check_model(self.model, self.tokenizer, asked, chat=self.chat)
         given = Asked(method=method, requests=asked, config=settings, chat=self.chat)
@@ -280,6 +281,7 @@ class Editor:
             DeltaError: it is damaged, or its deltas do not fit this model, or are in force already.
             JournalError: the run or a file of it cannot be read.
             UnknownMethodError: no plugin offers the method of one.
+            StackingError: one does not go on top of what is in force by then.
         """
         return self._workshop.load(path)
 

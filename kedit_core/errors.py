@@ -117,6 +117,24 @@ class ModelError(KeditError, ValueError):
         return f"{self.what}: {self.problem}"
 
 
+class StackingError(KeditError, ValueError):
+    """An edit does not go on top of another method's edit in force."""
+
+    def __init__(
+        self, method: str, problem: str, in_the_way: str, way_out: str, where: str = ""
+    ) -> None:
+        super().__init__(method, problem, in_the_way, way_out, where)
+        self.method, self.problem, self.where = method, problem, where
+        self.in_the_way, self.way_out = in_the_way, way_out
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return (
+            f"{place}method {self.method!r} cannot come on top of delta {self.in_the_way}: "
+            f"{self.problem}; {self.way_out}"
+        )
+
+
 class ExportError(KeditError, ValueError):
     """The edits in force cannot be written in the form that was asked for."""
 

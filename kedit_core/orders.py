@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from math import sqrt
+from statistics import mean
 
 from attrs import frozen
 
@@ -51,13 +52,17 @@ def over_orders(cells: Sequence[CellRecord]) -> list[Spread]:
             interval=interval,
             orders=len(own),
             mean={name: mean(values) for name, values in _columns(own).items()},
-            deviation={
-                name: stdev(values) if len(values) > 1 else 0.0
-                for name, values in _columns(own).items()
-            },
+            deviation={name: _deviation(values) for name, values in _columns(own).items()},
         )
         for (model, label, schedule, at, interval), own in found.items()
     ]
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation (n - 1); NaN where a value is, which the standard library refuses."""
+    middle = mean(values)
+    squares = sum((value - middle) ** 2 for value in values)
+    return sqrt(squares / (len(values) - 1)) if len(values) > 1 else 0.0
 
 
 def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ from kedit_core.errors import (
     UnknownMethodError,
     did_you_mean,
 )
-from kedit_core.methods import API, MethodInfo
+from kedit_core.methods import API, Kind, MethodInfo
 
 _GROUP = "kedit"
 _METHODS_ONLY = ("compute_delta", "apply_delta", "scope_classify")
@@ -127,6 +127,10 @@ class Plugins:
         if row is None or row.info is None:
             raise UnknownMethodError(method, self.methods())
         return row.info
+
+    def kind_of(self, method: str) -> Kind:
+        """Return what the deltas of a method hold; raises as :meth:`info` does."""
+        return self.info(method).kind
 
     def module(self, name: str) -> ModuleType:
         """Return the module of a plugin in use."""

@@ -116,7 +116,8 @@ class Stream:
         replaced = {name for names in self._take_out.values() for name in names}
         for batch in self._batches:
             in_force = [] if replaced else editor.deltas
-            check_requests([self.requests[n] for n in batch], info, in_force)
+            some = [self.requests[n] for n in batch]
+            check_requests(some, info, in_force, lambda method: editor.info(method).kind)
         check_model(editor.model, editor.tokenizer, self.requests, chat=editor.chat)
 
     def _go_on(self) -> None:

@@ -1,7 +1,6 @@
 """The workshop: computes the deltas of one model, puts them in, and makes them again."""
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,8 +21,10 @@ from kedit_core.reports import Applied, Scope
 from kedit_core.requests import EditBatch
 from kedit_core.run_reading import deltas_at
 from kedit_core.stack import Stack
+from kedit_core.stacking import check_delta
 from kedit_core.untouched import Attachment, attachments, untouched
 from kedit_core.weights import Weights
+from kedit_core.written import compare_written
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Workshop:
 
     def writes(self, method: str) -> bool:
         """Tell whether the deltas of a method are of kind *weights*."""
-        return self._plugins.info(method).kind == "weights"
+        return self._plugins.kind_of(method) == "weights"
 
     def replaces(self, method: str) -> bool:
         """Tell whether a method's new delta holds all that its earlier one held."""
@@ -94,6 +95,7 @@ class Workshop:
         before = self.stack.history
         try:
             delta = self.compute(asked)
+            check_delta(delta, self.stack.in_force(), self._plugins.kind_of)
             if keep is not None:
                 keep(delta)
             self.stack.settle((*before, delta))
@@ -105,10 +107,10 @@ class Workshop:
     def load(self, path: str | Path) -> tuple[Delta, ...]:
         """Put the deltas of a file or a run into the model, on top of what is in force, and return them."""
         loaded = deltas_at(path)
-        check_loaded(str(path), loaded, self.stack)
+        check_loaded(str(path), loaded, self.stack, self._plugins.kind_of)
         self._check_fit(str(path), loaded)
         self.stack.settle((*self.stack.history, *loaded))
-        self._compare_written(str(path))
+        compare_written(str(path), self.stack.in_force(), self._weights)
         return loaded
 
     def go_to(self, history: Sequence[Delta]) -> None:
@@ -123,7 +125,11 @@ class Workshop:
             check_fits(where, delta, self._weights)
 
     def compute(self, asked: Asked) -> Delta:
-        """Return a new delta; the model is as before, whatever happens."""
+        """Return a new delta; the model is as before, whatever happens.
+
+        A memory is computed without its own earlier one. Prompts of other methods are out of sight:
+        an edit that is made again below one stays below it.
+        """
         method = asked.method
         own = [delta for delta in self.stack.in_force() if delta.method == method]
         step = self._step_after(method, own)
@@ -136,8 +142,14 @@ class Workshop:
             notes=asked.notes,
         )
         hides = self.replaces(method)
+        prompts = {
+            delta.id
+            for delta in self.stack.in_force()
+            if delta.method != method and self._plugins.kind_of(delta.method) == "prompt"
+        }
+        hidden = prompts | {delta.id for delta in own if hides}
         with (
-            self.stack.without(lambda delta: hides and delta.method == method),
+            self.stack.without(lambda delta: delta.id in hidden),
             self._weights.unchanged(),
             self.lent(),
         ):
@@ -155,7 +167,7 @@ class Workshop:
             )
         memory = [r for delta in own for r in delta.requests if r.id not in asked.remove]
         package = next(row.package for row in self._plugins.rows() if row.name == method)
-        after = tuple(delta.id for delta in self.stack.in_force())
+        after = tuple(delta.id for delta in self.stack.in_force() if delta.id not in prompts)
         made = finish(found, asked, memory if hides else (), self._weights, after, package, step)
         said = made.provenance.notes.get(WARNINGS)
         for text in said if isinstance(said, list) else ():
@@ -182,36 +194,6 @@ class Workshop:
             )
         self.stack.describe(described)
         return described
-
-    def _compare_written(self, path: str) -> None:
-        """Warn when the newest delta's weights are not the bits that were written when it was made.
-
-        Rounding of a product depends on device, libraries and threads, so another machine may differ
-        in last bits; on the same one it shows that something else changed.
-        """
-        if not self.stack.in_force():
-            return
-        *before, newest = self.stack.in_force()
-        made = newest.provenance
-        if made.after != tuple(delta.id for delta in before):
-            return
-        now = self._weights.written_digests(newest)
-        # No id covers the provenance: a file may name weights there that the delta does not touch.
-        differing = [
-            name
-            for name, found in now.items()
-            if made.base.get(name) and made.written.get(name, found) != found
-        ]
-        base = {name: self._weights.base_digests(name) for name in differing}
-        same_dtype = [
-            name for name in differing if next(iter(base[name])) == next(iter(made.base[name]))
-        ]
-        if same_dtype:
-            warnings.warn(
-                f"{path}: {len(same_dtype)} of {len(made.written)} edited weights are not bit for bit "
-                f"those of the {made.device} machine that made the edits ({same_dtype[0]}, …)",
-                stacklevel=4,
-            )
 
     def lent(self) -> AbstractContextManager[None]:
         """Lend the model out: what a hook leaves in it is gone afterwards, and what deltas hung up stays."""

@@ -68,7 +68,7 @@ def run(
     options = {"method": method, "config": given or None, "chat": chat}
     options["layout"] = named_pieces(layout)
     editor = open_editor(plugins, model, delta, dtype, device, **options)
-    _check_all(editor, asked, info)
+    _check_all(editor, asked, info, plugins)
     prompts = [request.prompt for request in asked]
     before = editor.complete(prompts)
     _note_known(asked, before)
@@ -86,13 +86,13 @@ def _check_replaceable(out: Path) -> None:
     check_replaceable(out)
 
 
-def _check_all(editor: Any, asked: list[EditRequest], info: MethodInfo) -> None:
+def _check_all(editor: Any, asked: list[EditRequest], info: MethodInfo, plugins: Plugins) -> None:
     """See that every edit can be made before the first one is."""
     from kedit_core.computing import check_model, check_requests
 
     seen: set[str] = set()
     for request in asked:
-        check_requests([request], info, editor.deltas)
+        check_requests([request], info, editor.deltas, plugins.kind_of)
         if request.id in seen:
             raise RequestError(f"request {request.id} ({request.prompt!r}) is given twice")
         seen.add(request.id)

@@ -34,6 +34,7 @@ from kedit_core import (
     TensorCache,
     hookimpl,
 )
+from kedit_core.methods import Kind
 from kedit_core.plans import plan_from
 
 PLAIN = ("the", "capital", "of", "is", "in", "a", "lies", "speaks", ".")
@@ -166,8 +167,8 @@ def _writer(name: str, *, batched: bool) -> ModuleType:
     return module
 
 
-def _memory(name: str, *, removes: bool) -> ModuleType:
-    """Return a memory of one vector per request, added to what the last block returns."""
+def _memory(name: str, *, removes: bool, layer: int, kind: Kind = "side-memory") -> ModuleType:
+    """Return a memory of one vector per request, added to what a block returns."""
     module = ModuleType(name)
     module.seen = _seen(name)
 
@@ -176,7 +177,7 @@ def _memory(name: str, *, removes: bool) -> ModuleType:
         return MethodInfo(
             name=name,
             summary="fake",
-            kind="side-memory",
+            kind=kind,
             batched=True,
             removes=removes,
             config=Strength,
@@ -192,7 +193,7 @@ def _memory(name: str, *, removes: bool) -> ModuleType:
             said = model(**tokenizer(request.prompt, return_tensors="pt")).logits[0, -1]
             noise = _noise(model.config.hidden_size, named=request.id)
             held[request.id] = config.scale * noise * said.float().std()
-        at = weights.layout.layers[-1].path
+        at = weights.layout.layers[layer].path
         return Delta(method=name, requests=batch.requests, parts=[SideMemory(at=at, tensors=held)])
 
     @hookimpl
@@ -220,10 +221,16 @@ def methods() -> dict[str, ModuleType]:
     made = (
         _writer("writer", batched=False),
         _writer("batcher", batched=True),
-        _memory("memory", removes=False),
-        _memory("shrinking", removes=True),
+        _memory("memory", removes=False, layer=-1),
+        _memory("shrinking", removes=True, layer=0),
     )
     return {module.__name__: module for module in made}
+
+
+@pytest.fixture
+def fake_memory() -> Callable:
+    """Return what makes a fake memory, or a method of another kind that is attached like one."""
+    return _memory
 
 
 @pytest.fixture

@@ -149,10 +149,10 @@ def test_methods_stack_and_each_comes_out_alone(edit_with, facts, logits, state_
     before, state = logits(editor.model), state_of(editor.model)
     a, b, c, d = facts(4)
     written = editor.edit(a, "writer")
-    memory = editor.edit(b, "memory")
-    batch = editor.edit([c], "batcher")
+    batch = editor.edit([b], "batcher")
+    memory = editor.edit(c, "memory")
     other = editor.edit(d, "shrinking")
-    assert editor.deltas == (written, memory, batch, other)
+    assert editor.deltas == (written, batch, memory, other)
     editor.undo(memory.id)
     editor.undo(written.id)
     editor.undo()
@@ -309,7 +309,7 @@ def test_removing_from_a_memory_leaves_the_order_of_the_edits(edit_with, facts, 
     a, b, c = facts(3)
     editor.edit(a)
     editor.edit(b)
-    newest = editor.edit(c, "writer")
+    newest = editor.edit(c, next(other for other in MEMORIES if other != method))
     editor.remove(b.id)
     assert editor.deltas[-1] is newest
     editor.undo()
@@ -361,13 +361,13 @@ def test_the_original_shows_inside_the_block_and_the_edit_after_it(
 
 
 def _looker(*, leaves: bool) -> ModuleType:
-    """Return a method of weights that compares the model with the unedited one, and may leave a hook."""
+    """Return a memory that compares the model with the unedited one, and may leave a hook."""
     module = ModuleType("looker")
     module.said = []
 
     @hookimpl
     def method_info():
-        return MethodInfo(name="looker", summary="fake", kind="weights")
+        return MethodInfo(name="looker", summary="fake", kind="side-memory")
 
     @hookimpl
     def compute_delta(model, tokenizer, batch, weights):
@@ -377,12 +377,18 @@ def _looker(*, leaves: bool) -> ModuleType:
             module.said.append(model(**ids).logits)
         if leaves:
             model.lm_head.register_forward_hook(lambda *_: None)
-        down = weights.layout.down_of(0)
-        left, right = torch.ones(down.out_features, 1), torch.ones(1, down.in_features)
-        part = LowRank(weight=down.weight, left=0.01 * left, right=0.01 * right)
+        added = 0.01 * torch.ones(model.config.hidden_size)
+        part = SideMemory(at=weights.layout.layers[0].path, tensors={"added": added})
         return Delta(method="looker", requests=batch.requests, parts=[part])
 
+    @hookimpl
+    def apply_delta(model, delta):
+        part = delta.parts[0]
+        hook = lambda _, __, output: output + part.tensors["added"]  # noqa: E731
+        return Applied(model.get_submodule(part.at).register_forward_hook(hook).remove)
+
     module.method_info, module.compute_delta = method_info, compute_delta
+    module.apply_delta = apply_delta
     return module
 
 
@@ -593,11 +599,15 @@ def test_edits_made_in_float32_fit_the_same_model_in_bfloat16(edit_with, facts, 
 
 
 def test_a_file_whose_second_edit_does_not_fit_puts_nothing_in(
-    edit_with, facts, tmp_path, state_of
+    edit_with, facts, tmp_path, tiny, state_of
 ):
-    editor, other = edit_with(None), edit_with(None, seed=1)
-    editor.edit(facts(1)[0], "memory")
-    editor.edit(facts(1, start=1)[0], "writer")
+    changed = (
+        tiny()
+    )  # where weights are edited it is the same model; a memory is made for all of it
+    changed.lm_head.weight.data.add_(1)
+    editor, other = edit_with(None), edit_with(None, model=changed)
+    editor.edit(facts(1)[0], "writer")
+    editor.edit(facts(1, start=1)[0], "memory")
     editor.save(tmp_path / "edits.kedit")
     state = state_of(other.model)
     with pytest.raises(DeltaError, match="another model"):
@@ -755,15 +765,15 @@ def test_methods_are_told_the_step_and_their_own_earlier_deltas(edit_with, facts
     editor = edit_with(None)
     a, b, c = facts(3)
     first = editor.edit(a, "writer")
-    memory = editor.edit(b, "memory")
-    second = editor.edit(c, "writer")
+    second = editor.edit(b, "writer")
+    memory = editor.edit(c, "memory")
     seen = methods["writer"].seen
     assert seen.previous == [(), (first,)]
     assert [batch.step for batch in seen.batches] == [0, 1]
     for request in facts(3, start=3):
         editor.edit(request, "memory")
     assert [batch.step for batch in methods["memory"].seen.batches] == [0, 1, 2, 3]
-    assert second.provenance.after == (first.id, memory.id)
+    assert memory.provenance.after == (first.id, second.id)
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -268,7 +268,7 @@ def look_at_the_original(editor):
 
 
 ACTIONS = {
-    "edit": lambda editor, asked, _: editor.edit(asked[2]),
+    "edit": lambda editor, asked, _: editor.edit(asked[2], editor.deltas[-1].method),
     "undo": lambda editor, *_: editor.undo(),
     "remove": lambda editor, asked, _: editor.remove(asked[0].id),
     "recompute": lambda editor, *_: editor.undo(editor.deltas[0].id, recompute=True),
@@ -289,9 +289,9 @@ def test_a_ctrl_c_at_any_step_finds_the_model_as_the_editor_says_it_is(
     more = edit_with(other)
     more.edit(asked[3])
     more.save(file)
-    if action != "load":
-        editor.edit(asked[:2])
-        editor.edit(asked[3], other)
+    if action != "load":  # the memory comes on top of the weights
+        editor.edit(asked[:2], "batcher")
+        editor.edit(asked[3], "memory" if method == "batcher" else method)
     editor.save(tmp_path / "start.kedit")
     states = {tuple(delta.id for delta in editor.deltas): everything(editor.model)}
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kedit_core.retention import retention
 from kedit_core.schedule import Schedule
 from kedit_lab.report.forgetting import forgetting
 from kedit_lab.report.lines import baseline, ending, readings, thinned
@@ -86,7 +87,7 @@ def test_a_forgetting_matrix_is_the_mean_of_its_blocks(made, most):
             assert value == pytest.approx(fmean(values)) if values else isnan(value)
         start = end
     assert found.final == pytest.approx(fmean(own(judged[-1].report)))
-    assert found.area == pytest.approx(fmean([v for one in judged for v in own(one.report)]))
+    assert found.area == pytest.approx(retention(judged, EXACT).area)
     fresh = [value for one in judged for value in own(one.report)[-3:]]
     assert found.fresh == pytest.approx(fmean(fresh))
 
