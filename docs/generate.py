@@ -251,6 +251,10 @@ def _busy() -> None:
     raise errors.RunBusyError("plan.run", 4711, "2026-11-29T05:12:40+00:00")
 
 
+def _misnamed_cell() -> None:
+    raise errors.UnknownCellError("plan.run", "memti", ["rome", "memit"])
+
+
 MISTAKES: dict[type[errors.KeditError], Callable[[], object]] = {
     errors.KeditError: lambda: _editor().scope(["The capital of Norway is"]),
     errors.BrokenPluginError: _misspelt,
@@ -267,6 +271,7 @@ MISTAKES: dict[type[errors.KeditError], Callable[[], object]] = {
     ),
     errors.RunBusyError: _busy,
     errors.StackingError: _weights_under_a_memory,
+    errors.UnknownCellError: _misnamed_cell,
     errors.UnknownMethodError: _transposed,
 }
 """What goes wrong on the page of errors, really."""

@@ -16,7 +16,7 @@ from kedit_core.errors import JournalError
 from kedit_core.journal import Journal
 from kedit_core.judgements import Judgement
 from kedit_core.limits import Breach
-from kedit_core.packing import packed, packed_report, unpacked_breaches, unpacked_report
+from kedit_core.packing import judgement_of, packed, packed_report, unpacked_breaches
 from kedit_core.record import Made, Record
 from kedit_core.reports import EvalReport
 from kedit_core.request_files import record_of
@@ -218,18 +218,6 @@ def unused_files(journal: Journal) -> list[str]:
         for row in journal.rows("SELECT path FROM edits UNION SELECT path FROM originals")
     }
     return [path for path in journal.folder.files() if path not in used]
-
-
-def judgement_of(row: Any, requests: Sequence[str]) -> Judgement:
-    """Return the judgement of a row; ``requests`` are the ids of all requests of its cell."""
-    judged = requests[row["first"] : row["at"]]
-    return Judgement(
-        at=row["at"],
-        interval=row["interval"],
-        judged=judged,
-        report=unpacked_report(row["report"], judged),
-        breaches=unpacked_breaches(row["breaches"]),
-    )
 
 
 def _version_of(versions: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ from attrs import asdict
 
 from kedit_core.config import load_config
 from kedit_core.conflicts import Decision
+from kedit_core.judgements import Judgement
 from kedit_core.limits import Breach
 from kedit_core.reports import EvalReport, Score
 
@@ -58,6 +59,18 @@ def unpacked_report(text: str, requests: Sequence[str]) -> EvalReport:
         missing=found["missing"],
         seconds=found["seconds"],
         peak_memory=found["peak_memory"],
+    )
+
+
+def judgement_of(row: Any, requests: Sequence[str]) -> Judgement:
+    """Return the judgement of a row; ``requests`` are the ids of all requests of its cell."""
+    judged = requests[row["first"] : row["at"]]
+    return Judgement(
+        at=row["at"],
+        interval=row["interval"],
+        judged=judged,
+        report=unpacked_report(row["report"], judged),
+        breaches=unpacked_breaches(row["breaches"]),
     )
 
 

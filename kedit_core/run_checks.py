@@ -6,9 +6,9 @@ from typing import Any
 
 from attrs import field, frozen
 
-from kedit_core.cell_journal import judgement_of
 from kedit_core.errors import JournalError, KeditError
 from kedit_core.journal import Journal
+from kedit_core.packing import judgement_of
 from kedit_core.request_files import request_from
 from kedit_core.run_files import stored_delta, stored_original
 from kedit_core.run_reading import is_memory

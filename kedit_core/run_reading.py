@@ -3,20 +3,19 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kedit_core.cell_journal import judgement_of
 from kedit_core.config import load_config
-from kedit_core.delta_files import load_deltas
-from kedit_core.deltas import Delta
 from kedit_core.errors import JournalError, NotInForceError, UnknownCellError
 from kedit_core.journal import Journal, reading
-from kedit_core.packing import unpacked_decisions, unpacked_report
+from kedit_core.packing import judgement_of, unpacked_decisions, unpacked_report
 from kedit_core.request_files import request_from
-from kedit_core.run_files import stored_delta
 from kedit_core.run_folder import RunFolder
 from kedit_core.run_records import CellRecord, EditRecord, Example, RunRecord
 from kedit_core.schedule import Schedule
+
+if TYPE_CHECKING:
+    from kedit_core.deltas import Delta
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -47,7 +46,7 @@ def read_run(folder: str | Path) -> RunRecord:
     return RunRecord(folder=Path(folder), cells=found, **settings)
 
 
-def deltas_of(folder: str | Path, cell: str | None = None) -> tuple[Delta, ...]:
+def deltas_of(folder: str | Path, cell: str | None = None) -> "tuple[Delta, ...]":
     """Return the deltas in force of a cell, oldest first; of a memory the newest, which holds all of it.
 
     ``Editor.go_to`` brings a model to them.
@@ -60,6 +59,9 @@ def deltas_of(folder: str | Path, cell: str | None = None) -> tuple[Delta, ...]:
         JournalError: there is no run, or a file of it is missing or damaged.
         UnknownCellError: there is no such cell, or there are several and none was named.
     """
+    # Not earlier: it loads torch, and what a run has done can be read without.
+    from kedit_core.run_files import stored_delta
+
     with reading(folder) as journal:
         cell = cell_named(journal, cell)
         rows = rows_in_force(journal, cell)
@@ -74,7 +76,7 @@ def deltas_of(folder: str | Path, cell: str | None = None) -> tuple[Delta, ...]:
                     raise
 
 
-def deltas_at(path: str | Path) -> tuple[Delta, ...]:
+def deltas_at(path: str | Path) -> "tuple[Delta, ...]":
     """Return the deltas of a file, or those in force of a run: ``RUN``, or ``RUN/CELL`` where it has several.
 
     Raises:
@@ -83,6 +85,8 @@ def deltas_at(path: str | Path) -> tuple[Delta, ...]:
         UnknownCellError: the run has no such cell, or several and none was named.
         NotInForceError: no edit of the run is in force.
     """
+    from kedit_core.delta_files import load_deltas
+
     path = Path(path)
     run = None if path.is_file() else _run_above(path)
     if run is None and path.is_dir():

@@ -11,19 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from kedit_core.cli.scores import HEADINGS, shown
 from kedit_core.judgements import Judgement
 from kedit_core.plans import Cell
 from kedit_core.progress import Advance, Progress
 from kedit_core.runs import Watcher
-
-HEADINGS = {
-    "reliability.exact": "EDITS %",
-    "generalization.exact": "PARAPHRASES %",
-    "locality.exact": "LOCALITY %",
-    "portability.exact": "PORTABILITY %",
-    "perplexity": "PERPLEXITY",
-}
-"""The metrics that a table has room for, and what it calls them."""
 
 _EDITING = "editing"
 
@@ -139,13 +131,6 @@ class _Watching(Watcher):
 
     def end(self, cell: Cell, stopped: str) -> None:
         self._rows[cell.name].state = "stopped" if stopped else "done"
-
-
-def shown(metric: str, value: float | None) -> str:
-    """Return a score as a table shows it: shares in percent, other numbers as they are."""
-    if value is None:
-        return "-"
-    return f"{value:.2f}" if metric == "perplexity" else f"{100 * value:.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -105,7 +105,7 @@ def _show_cells(found: "RunRecord", owner: tuple[int, str] | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from kedit_core.cli.live import HEADINGS, shown
+    from kedit_core.cli.scores import HEADINGS, shown
 
     judged = [name for name in HEADINGS if any(name in _scores(cell) for cell in found.cells)]
     models = {cell.model for cell in found.cells}

@@ -5,7 +5,7 @@ from typing import Any
 from attrs import asdict
 from rich.table import Table
 
-from kedit_core.cli.live import HEADINGS, shown
+from kedit_core.cli.scores import HEADINGS, shown
 from kedit_core.orders import Spread, over_orders
 from kedit_core.run_records import RunRecord
 

@@ -21,7 +21,7 @@ def run(
     delta: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ID]", help="Of a delta, as kedit log --cell shows; default: newest."
+            metavar="[ID]", help="A delta, as kedit log --cell lists them; default: the newest."
         ),
     ] = None,
     cell: Annotated[

@@ -199,8 +199,7 @@ def _memory(name: str, *, removes: bool, layer: int, kind: Kind = "side-memory")
     @hookimpl
     def apply_delta(model, delta):
         part = delta.parts[0]
-        # In one order, whether it was made here or comes from a file, which keeps none.
-        added = torch.stack([part.tensors[name] for name in sorted(part.tensors)]).sum(0)
+        added = torch.stack(list(part.tensors.values())).sum(0)
 
         def add(_, __, output):
             return output + added.to(output.dtype)

@@ -4,10 +4,10 @@ from math import isnan, nan
 
 import pytest
 
+from kedit_core import retention
 from kedit_core.judgements import Judgement
 from kedit_core.orders import over_orders
 from kedit_core.reports import EvalReport, Score
-from kedit_core.retention import retention
 from kedit_core.run_records import CellRecord
 from kedit_core.schedule import Schedule
 

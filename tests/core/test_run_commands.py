@@ -285,6 +285,19 @@ def test_somebody_who_may_only_read_a_run_can_read_its_log(run_of):
     assert (done.returncode, done.stdout) == (0, "1 1\n"), done.stderr
 
 
+def test_log_needs_no_torch(run_of):
+    run = run_of(count=1)
+    code = (
+        "import sys; from kedit_core.cli import main\ntry: main(['log', sys.argv[1]])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(' '.join(m for m in ('torch', 'transformers', 'numpy') if m in sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(run)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "writer" in done.stdout
+
+
 # --- undo --------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kedit_core.retention import retention
+from kedit_core import retention
 from kedit_core.schedule import Schedule
 from kedit_lab.report.forgetting import forgetting
 from kedit_lab.report.lines import baseline, ending, readings, thinned
