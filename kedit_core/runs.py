@@ -30,8 +30,8 @@ from kedit_core.requests import EditRequest
 class Watcher:
     """Sees a run go; this one looks away, the command line's draws a table."""
 
-    def begin(self, cell: Cell, requests: int) -> None:
-        """See a cell begin, with so many requests to make."""
+    def begin(self, cell: Cell, requests: int, made: int) -> None:
+        """See a cell begin, with so many requests, of which so many were made before a crash."""
 
     def judged(self, cell: Cell, judgement: Judgement) -> None:
         """See a judgement, one that was made before a crash too."""
@@ -155,7 +155,7 @@ class Run:
             limits=self.plan.limits,
             record=record,
         )
-        self._watcher.begin(cell, len(stream.requests))
+        self._watcher.begin(cell, len(stream.requests), stream.made)
         if not journal.rows("SELECT 1 FROM cells WHERE name = ? AND before IS NOT NULL", cell.name):
             names = frozenset(request.id for request in stream.requests)
             if names not in self._before:

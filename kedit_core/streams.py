@@ -105,6 +105,11 @@ class Stream:
                     break
         self._record.end(self.stopped)
 
+    @property
+    def made(self) -> int:
+        """Return how many requests were made in an earlier life of the stream, as its record says."""
+        return self._batches[self._record.batches - 1].stop if self._record.batches else 0
+
     def before(self) -> EvalReport:
         """Return the scores of the unedited model on all requests."""
         with self._editor.original():
@@ -231,5 +236,8 @@ class Stream:
         if self._limits.action == "rollback":
             self._editor.go_to(self._good)
             self._record.take_out(self._record.good)
-            sentence += f"; the model is back to what it was after {self._good_at} edits"
+            sentence += (
+                f"; the model is back to what it was after {self._good_at} edits, and the "
+                f"{breaches[0].at - self._good_at} after them are out"
+            )
         self.stopped = sentence

@@ -1,6 +1,6 @@
 """A table of a run that lives while it goes: progress, speed, remaining time, last scores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import monotonic
 from types import TracebackType
@@ -117,13 +117,14 @@ class LiveTable(Progress):
 
 
 class _Watching(Watcher):
-    def __init__(self, rows: dict[str, _Row], begin: object) -> None:
+    def __init__(self, rows: dict[str, _Row], begin: Callable[[str], None]) -> None:
         self._rows, self._begin = rows, begin
 
-    def begin(self, cell: Cell, requests: int) -> None:
-        self._begin(cell.name)  # type: ignore[operator]
+    def begin(self, cell: Cell, requests: int, made: int) -> None:
+        self._begin(cell.name)
         row = self._rows[cell.name]
-        row.requests, row.state, row.began = requests, "goes", monotonic()
+        row.requests, row.state = requests, "goes"
+        row.began, row.began_at = monotonic(), made
 
     def judged(self, cell: Cell, judgement: Judgement) -> None:
         row = self._rows[cell.name]
