@@ -290,7 +290,7 @@ def test_log_needs_no_torch(run_of):
     code = (
         "import sys; from kedit_core.cli import main\ntry: main(['log', sys.argv[1]])\n"
         "except SystemExit: pass\n"
-        "sys.exit(' '.join(m for m in ('torch', 'transformers', 'numpy') if m in sys.modules))"
+        "sys.exit(' '.join(m for m in ('torch', 'transformers', 'numpy') if m in sys.modules) or 0)"
     )
     command = [sys.executable, "-c", code, str(run)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -427,7 +427,7 @@ from kedit_core.run_undo import undo
 sys.path.insert(0, {tests!r})
 from conftest import _memory
 plugins = Plugins()
-plugins.register(_memory("memory", removes=False))
+plugins.register(_memory("memory", removes=False, layer=-1))
 write = Journal.write
 class Killing:
     def __init__(self, connection): self.connection = connection
