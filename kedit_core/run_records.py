@@ -31,7 +31,7 @@ class EditRecord:
         parent: id of the delta that was the newest in force before; None for the first.
         method: its name.
         version: distribution and version of the method.
-        requests: what was asked, whole but for the probes.
+        requests: what was asked, probes included.
         before: per touched parameter its digest before the edit.
         after: per touched parameter its digest after it.
         path: of the delta file, below the run's folder; empty where the delta is made again by replay.

@@ -58,7 +58,7 @@ class Stream:
             method: by default the editor's own.
             config: of the method, by default the editor's own.
             conflicts: what happens to requests that cannot all hold.
-            limits: what the stream may cost, and what happens when it costs more.
+            limits: what the stream may cost.
             record: remembers the stream, and what was made of it before.
 
         Raises:
@@ -76,13 +76,13 @@ class Stream:
         found = settled(requests, in_force, conflicts)
         self.requests, self.decisions = found.requests, found.decisions
         self._take_out = found.take_out
-        self._batches = list(schedule.batches(len(self.requests)))
-        self._points = list(schedule.points(len(self.requests)))
+        count = len(self.requests)
+        self._batches, self._points = list(schedule.batches(count)), list(schedule.points(count))
+        self._newest: dict[tuple[int, int], EvalReport] = {}
         self._check_requests()
         self._limits, self._governor = limits, None if limits is None else Governor(limits, editor)
         self._start = self._good = editor.history
         self._good_at = 0
-        self._reports: dict[tuple[int, int], EvalReport] = {}
         self._begun = False
         self.breaches: tuple[Breach, ...] = ()
         self.stopped = ""
@@ -210,9 +210,9 @@ class Stream:
     def _report(self, point: Point, requests: Sequence[EditRequest]) -> EvalReport:
         """Return the scores at a point; intervals that end together and judge the same are asked once."""
         key = (point.at, point.first)
-        if key not in self._reports:
-            self._reports = {key: self._editor.evaluate(requests, self._metrics)}
-        return self._reports[key]
+        if key not in self._newest:
+            self._newest = {key: self._editor.evaluate(requests, self._metrics)}
+        return self._newest[key]
 
     def _after(self, place: int, at: int, breaches: Sequence[Breach] | None) -> None:
         """Do what a breach asks for, or remember a good state; take a window out that was judged."""
