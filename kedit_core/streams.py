@@ -82,8 +82,7 @@ class Stream:
         self._check_requests()
         self._limits, self._governor = limits, None if limits is None else Governor(limits, editor)
         self._start = self._good = editor.history
-        self._good_at = 0
-        self._begun = False
+        self._begun, self._good_at = False, 0
         self.breaches: tuple[Breach, ...] = ()
         self.stopped = ""
 
