@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/value_search.py
 	$(BIN)/python tests/benchmarks/undo.py
 	$(BIN)/python tests/benchmarks/list_methods.py
+	$(BIN)/python tests/benchmarks/judging.py
 
 atlas: $(INSTALLED)
 	$(BIN)/python -m kedit_atlas.train

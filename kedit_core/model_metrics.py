@@ -16,8 +16,8 @@ from kedit_core.deltas import Delta
 from kedit_core.errors import ConfigError
 from kedit_core.reports import Score
 from kedit_core.requests import EditBatch
-from kedit_core.scoring import Ids, continue_sampling, ends_of_text, up_to
-from kedit_core.tokens import context_of, encode
+from kedit_core.scoring import continue_sampling, ends_of_text, up_to
+from kedit_core.tokens import Ids, context_of, encode
 
 MODEL_METRICS = ("fluency", "perplexity", "drift")
 
