@@ -62,9 +62,8 @@ def judge(
     ``<metric>:<group>`` too. The option ``known`` leaves out probes that the unedited model gets
     wrong.
     """
-    # Weights answer as they read; a memory or a prompt looks at the whole question first.
-    share = all(len(list(delta.weights())) == len(delta.parts) for delta in deltas)
-    judge_on = _Judge(model, Pairs(tokenizer, batch.chat), baseline, share=share)
+    pairs = Pairs(tokenizer, batch.chat)
+    judge_on = _Judge(model, pairs, baseline, share=may_share(deltas))
     questions = {axis: list(questions_of(batch, axis)) for axis in AXES}
     asked: dict[str, list[Question]] = {}
     for metric, options in metrics.items():
@@ -79,6 +78,14 @@ def judge(
         values = judge_on.values(metric.partition(".")[2], kept, metrics[metric]) if kept else []
         yield from _means(metric, kept, values)
     yield from judge_model(model, tokenizer, batch, deltas, baseline, metrics)
+
+
+def may_share(deltas: Sequence[Delta]) -> bool:
+    """Tell whether prompts that begin alike may be read up to there together, with these deltas in force.
+
+    Weights answer as they read; a memory or a prompt looks at the whole question first.
+    """
+    return all(len(list(delta.weights())) == len(delta.parts) for delta in deltas)
 
 
 def _means(metric: str, questions: Sequence[Question], values: Sequence[float]) -> Iterator[Score]:

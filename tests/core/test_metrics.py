@@ -926,6 +926,26 @@ def test_a_metric_that_no_stranger_knows_either_is_refused(speaking, stranger):
         speaking({}, None, stranger).evaluate(_asked(), ["mine.wrods"])
 
 
+@pytest.fixture
+def named(stranger):
+    """Return the stranger, who says beforehand which metrics it knows."""
+    stranger.metric_names = hookimpl(lambda: {"mine.words": "Counts.", "mine.head": "Measures."})
+    return stranger
+
+
+def test_a_metric_that_a_plugin_names_is_counted_where_it_finds_no_data(speaking, named):
+    report = speaking({}, None, named).evaluate(_asked(target_new="Oslo"), ["mine.words"])
+    assert (report.scores, report.missing) == ((), {"mine.words": 1})
+
+
+def test_a_name_that_nobody_knows_is_refused_before_the_work(speaking, named):
+    with pytest.raises(
+        ConfigError, match=r"unknown metric 'mine\.wrods'; did you mean 'mine\.words'"
+    ):
+        speaking({}, None, named).evaluate(_asked(), ["mine.wrods"])
+    assert named.asked == []
+
+
 def test_a_key_of_a_strangers_does_not_meet_cores_own(speaking):
     editor = speaking(BEFORE, AFTER)
     editor.baseline.value(("norm", "lm_head.weight"), lambda _: 1e9)
