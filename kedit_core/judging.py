@@ -48,9 +48,7 @@ def judged(
     """
     wanted = _wanted(metrics)
     _check_options(wanted)
-    known = [*KNOWN, *chain.from_iterable(plugins.call_all("metric_names"))]
-    if all("metric_names" in row.hooks for row in plugins.rows() if "evaluate" in row.hooks):
-        _check_known(wanted, known, ())  # nobody else knows it: say so before the work, not after
+    known = _known(plugins, wanted)
     started = perf_counter()
     scores: list[Score] = []
     answers = plugins.call_all(
@@ -101,6 +99,17 @@ def _check_options(wanted: Mapping[str, Any]) -> None:
             ]
     if problems:
         raise ConfigError("metrics", problems)
+
+
+def _known(plugins: Plugins, wanted: Mapping[str, Any]) -> list[str]:
+    """Return the names that core and plugins say they know.
+
+    Where nobody could know another, an unknown one is refused here: before the work, not after.
+    """
+    known = [*KNOWN, *chain.from_iterable(plugins.call_all("metric_names"))]
+    if all("metric_names" in row.hooks for row in plugins.rows() if "evaluate" in row.hooks):
+        _check_known(wanted, known, ())
+    return known
 
 
 def _check_known(wanted: Mapping[str, Any], known: Sequence[str], scores: Sequence[Score]) -> None:
