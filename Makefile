@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := kedit_core plugins/kedit-lab/kedit_lab plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
-            plugins/kedit-memit/kedit_memit plugins/kedit-pmet/kedit_pmet contrib/kedit-atlas/kedit_atlas
+            plugins/kedit-memit/kedit_memit plugins/kedit-pmet/kedit_pmet contrib/kedit-atlas/kedit_atlas contrib/kedit-lm-eval/kedit_lm_eval
 
 .PHONY: demo test lint docs bench atlas clean
 
@@ -33,6 +33,7 @@ bench: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/value_search.py
 	$(BIN)/python tests/benchmarks/undo.py
 	$(BIN)/python tests/benchmarks/list_methods.py
+	$(BIN)/python tests/benchmarks/judging.py
 
 atlas: $(INSTALLED)
 	$(BIN)/python -m kedit_atlas.train

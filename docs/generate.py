@@ -13,6 +13,7 @@ from types import ModuleType
 import typer
 from public_names import public_names
 
+import kedit_lm_eval
 from kedit_atlas.facts_page import facts_page
 from kedit_core import (
     Delta,
@@ -45,6 +46,7 @@ from kedit_core.testing import (
     tiny_model,
     trained_model,
 )
+from kedit_lab.metric_names import METRICS
 
 REFERENCE = Path(__file__).parent / "reference"
 OURS = ("rome", "memit", "pmet")
@@ -155,7 +157,12 @@ def metric_names() -> Iterator[str]:
     """Yield the page of metrics: what they mean and every name."""
     yield "# Metrics\n"
     yield (inspect.getdoc(metrics) or "").replace("``", "`") + "\n"
-    yield "Names: " + ", ".join(f"`{name}`" for name in metrics.KNOWN) + "."
+    yield "Names: " + ", ".join(f"`{name}`" for name in metrics.KNOWN) + ".\n"
+    for package, names in (("kedit-lab", METRICS), ("kedit-lm-eval", kedit_lm_eval.METRICS)):
+        yield f"## {package}\n\n| metric | |\n| --- | --- |"
+        for name, about in names.items():
+            yield f"| `{name}` | {about} |"
+        yield ""
 
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {

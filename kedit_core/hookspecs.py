@@ -163,6 +163,21 @@ def evaluate(
     """
 
 
+@hookspec
+def metric_names() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Say which metrics this plugin's ``evaluate`` knows.
+
+    Core asks for them before it judges: a name that nobody knows is refused at once, and a metric that
+    found no data is counted as missing and not taken for a misspelt one.
+
+    Returns:
+        Names, each with a sentence on what it measures.
+
+    Contract:
+        - A metric that is named here and finds no data is counted as missing, not refused.
+    """
+
+
 @hookspec(firstresult=True)
 def scope_classify(
     model: PreTrainedModel,

@@ -3,6 +3,7 @@
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from time import perf_counter
 from typing import Any
 
@@ -47,8 +48,7 @@ def judged(
     """
     wanted = _wanted(metrics)
     _check_options(wanted)
-    if not any("evaluate" in row.hooks for row in plugins.rows()):
-        _check_known(wanted, ())  # nobody else could know it: say so before the work, not after
+    known = _known(plugins, wanted)
     started = perf_counter()
     scores: list[Score] = []
     answers = plugins.call_all(
@@ -62,7 +62,7 @@ def judged(
     )
     for found in answers:
         scores += found
-    _check_known(wanted, scores)
+    _check_known(wanted, known, scores)
     methods = dict.fromkeys(delta.method for delta in deltas)
     return EvalReport(
         method="+".join(methods),
@@ -101,12 +101,23 @@ def _check_options(wanted: Mapping[str, Any]) -> None:
         raise ConfigError("metrics", problems)
 
 
-def _check_known(wanted: Mapping[str, Any], scores: Sequence[Score]) -> None:
+def _known(plugins: Plugins, wanted: Mapping[str, Any]) -> list[str]:
+    """Return the names that core and plugins say they know.
+
+    Where nobody could know another, an unknown one is refused here: before the work, not after.
+    """
+    known = [*KNOWN, *chain.from_iterable(plugins.call_all("metric_names"))]
+    if all("metric_names" in row.hooks for row in plugins.rows() if "evaluate" in row.hooks):
+        _check_known(wanted, known, ())
+    return known
+
+
+def _check_known(wanted: Mapping[str, Any], known: Sequence[str], scores: Sequence[Score]) -> None:
     found = {score.metric.partition(":")[0] for score in scores}
-    unknown = [name for name in wanted if name not in KNOWN and name not in found]
+    unknown = [name for name in wanted if name not in known and name not in found]
     if unknown:
         raise ConfigError(
-            "metrics", [f"unknown metric {n!r}{did_you_mean(n, KNOWN)}" for n in unknown]
+            "metrics", [f"unknown metric {n!r}{did_you_mean(n, known)}" for n in unknown]
         )
 
 

@@ -13,29 +13,27 @@ positions).
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress, islice
 from typing import Any
 
 import torch
-from attrs import field, frozen
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core.baseline import Baseline
 from kedit_core.deltas import Delta
 from kedit_core.model_metrics import MODEL_METRICS, judge_model
+from kedit_core.pairs import Pair, Pairs
 from kedit_core.questions import AXES, Question, questions_of
 from kedit_core.reports import Score
 from kedit_core.requests import EditBatch
 from kedit_core.scoring import (
     Answered,
-    Ids,
     continue_greedily,
     ends_of_text,
     score_answers,
     up_to,
 )
-from kedit_core.tokens import encode, encode_target, ids_of
 
 PROTOCOLS = ("exact", "contains", "token", "preference", "probability")
 KNOWN = (
@@ -64,7 +62,8 @@ def judge(
     ``<metric>:<group>`` too. The option ``known`` leaves out probes that the unedited model gets
     wrong.
     """
-    judge_on = _Judge(model, tokenizer, batch.chat, baseline)
+    pairs = Pairs(tokenizer, batch.chat)
+    judge_on = _Judge(model, pairs, baseline, share=may_share(deltas))
     questions = {axis: list(questions_of(batch, axis)) for axis in AXES}
     asked: dict[str, list[Question]] = {}
     for metric, options in metrics.items():
@@ -81,6 +80,14 @@ def judge(
     yield from judge_model(model, tokenizer, batch, deltas, baseline, metrics)
 
 
+def may_share(deltas: Sequence[Delta]) -> bool:
+    """Tell whether prompts that begin alike may be read up to there together, with these deltas in force.
+
+    Weights answer as they read; a memory or a prompt looks at the whole question first.
+    """
+    return all(len(list(delta.weights())) == len(delta.parts) for delta in deltas)
+
+
 def _means(metric: str, questions: Sequence[Question], values: Sequence[float]) -> Iterator[Score]:
     """Yield per request the mean of its values, over all its prompts and over each group of them."""
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -92,53 +99,37 @@ def _means(metric: str, questions: Sequence[Question], values: Sequence[float]) 
         yield Score(metric=name, request=request, value=sum(own) / len(own))
 
 
-@frozen(kw_only=True)
-class _Pair:
-    """A prompt and an answer as ids."""
-
-    prompt: Ids
-    answer: Ids = field()
-
-
-_Texts = tuple[str, str | None, str]  # prompt, joiner, answer
-
-
 class _Judge:
     """Asks a model, each thing once."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        chat: bool,
-        baseline: Baseline,
+        self, model: PreTrainedModel, pairs: Pairs, baseline: Baseline, *, share: bool
     ) -> None:
-        self._model, self._tokenizer, self._chat, self._baseline = model, tokenizer, chat, baseline
-        self._scored: dict[_Pair, Answered] = {}
-        self._pairs_read: dict[_Texts, _Pair] = {}
-        self._counted_read: dict[_Texts, _Pair] = {}
+        self._model, self._pairs, self._baseline, self._share = model, pairs, baseline, share
+        self._scored: dict[Pair, Answered] = {}
 
     def answerable(self, protocol: str, asked: Sequence[Question]) -> list[Question]:
         """Return the questions that have what the protocol needs."""
         if protocol == "preference":
             return [question for question in asked if question.rival is not None]
         if protocol in _COUNTED:
-            return [question for question in asked if self._counted_pair(question).answer]
+            counted = self._pairs.counted(asked)
+            return [one for one, pair in zip(asked, counted, strict=True) if pair.answer]
         return list(asked)
 
     def read_ahead(self, asked: Mapping[str, Sequence[Question]]) -> None:
         """Score what all metrics need at once: fuller batches, and each prompt is read once."""
-        pairs: dict[_Pair, None] = {}
+        wanted: dict[tuple[Question, str], None] = {}
+        counted: dict[Question, None] = {}
         for metric, questions in asked.items():
             protocol = metric.partition(".")[2]
-            for question in questions:
-                if protocol in {"exact", "probability"}:
-                    pairs |= dict.fromkeys(self._pairs(question))
-                elif protocol == "preference":
-                    pairs |= dict.fromkeys(self._rivals(question))
-                elif protocol in {"token", "unchanged"}:
-                    pairs[self._counted_pair(question)] = None
-        self._now(list(pairs))
+            if protocol in {"exact", "probability"}:
+                wanted |= dict.fromkeys(_every_answer(questions))
+            elif protocol == "preference":
+                wanted |= dict.fromkeys(_rivals(questions))
+            elif protocol in {"token", "unchanged"}:
+                counted |= dict.fromkeys(questions)
+        self._now([*self._pairs.of(list(wanted)), *self._pairs.counted(list(counted))])
 
     def values(
         self, protocol: str, asked: list[Question], options: Mapping[str, Any]
@@ -157,43 +148,50 @@ class _Judge:
 
     def before_exact(self, asked: Sequence[Question]) -> list[bool]:
         """Tell which questions the unedited model gets right."""
-        pairs = [self._pairs(question) for question in asked]
-        before = self._before([pair for own in pairs for pair in own])
-        return [any(before[pair].exact for pair in own) for own in pairs]
+        pairs = self._pairs.of(list(_every_answer(asked)))
+        before = self._before(pairs)
+        return [
+            any(one.exact for one in own) for own in _apart(asked, [before[pair] for pair in pairs])
+        ]
+
+    def _answered(self, asked: Sequence[Question]) -> Iterator[Sequence[Answered]]:
+        """Yield, for each question, how the model takes each of its answers."""
+        pairs = self._pairs.of(list(_every_answer(asked)))
+        now = self._now(pairs)
+        return _apart(asked, [now[pair] for pair in pairs])
 
     def _exact(self, asked: list[Question], _: Mapping[str, Any]) -> list[float]:
-        pairs = [self._pairs(question) for question in asked]
-        now = self._now([pair for own in pairs for pair in own])
-        return [float(any(now[pair].exact for pair in own)) for own in pairs]
+        return [float(any(one.exact for one in own)) for own in self._answered(asked)]
 
     def _probability(self, asked: list[Question], _: Mapping[str, Any]) -> list[float]:
-        pairs = [self._pairs(question) for question in asked]
-        now = self._now([pair for own in pairs for pair in own])
-        return [max(float(now[pair].log_probs.mean().exp()) for pair in own) for own in pairs]
+        return [
+            max(float(one.log_probs.mean().exp()) for one in own) for own in self._answered(asked)
+        ]
 
     def _preference(self, asked: list[Question], _: Mapping[str, Any]) -> list[float]:
-        pairs = [self._rivals(question) for question in asked]
-        now = self._now([pair for own in pairs for pair in own])
-        return [float(now[right].nll < now[rival].nll) for right, rival in pairs]
+        pairs = self._pairs.of(list(_rivals(asked)))
+        now = self._now(pairs)
+        taken = [now[pair].nll for pair in pairs]
+        return [float(right < rival) for right, rival in zip(taken[::2], taken[1::2], strict=True)]
 
     def _token(self, asked: list[Question], _: Mapping[str, Any]) -> list[float]:
         """Count tokens as the peer does: the answer's tokens are those past the prompt's own count."""
-        pairs = [self._counted_pair(question) for question in asked]
+        pairs = self._pairs.counted(asked)
         now = self._now(pairs)
         return [float(now[pair].hits.double().mean()) for pair in pairs]
 
     def _unchanged(self, asked: list[Question], _: Mapping[str, Any]) -> list[float]:
-        pairs = [self._counted_pair(question) for question in asked]
+        pairs = self._pairs.counted(asked)
         before, now = self._before(pairs), self._now(pairs)
         return [float((now[pair].top == before[pair].top).double().mean()) for pair in pairs]
 
     def _kl(self, asked: list[Question], _: Mapping[str, Any]) -> list[float]:
-        pairs = [self._counted_pair(question) for question in asked]
+        pairs = self._pairs.counted(asked)
         before = self._baseline.many(
             [("distribution", pair) for pair in pairs],
-            lambda model, keys: _score(model, [pair for _, pair in keys], distributions=True),
+            lambda model, keys: self._score(model, [pair for _, pair in keys], distributions=True),
         )
-        now = _score(self._model, pairs, distributions=True)
+        now = self._score(self._model, pairs, distributions=True)
         return [
             _divergence(before["distribution", pair], after)
             for pair, after in zip(pairs, now, strict=True)
@@ -201,59 +199,44 @@ class _Judge:
 
     def _contains(self, asked: list[Question], options: Mapping[str, Any]) -> list[float]:
         tokens = int(options.get("tokens", _CONTAINS_TOKENS))
-        prompts = [
-            encode(self._tokenizer, [question.prompt], self._chat)[0].ids for question in asked
-        ]
-        said = continue_greedily(self._model, prompts, tokens)
-        ends = ends_of_text(self._model, self._tokenizer)
-        texts = [str(self._tokenizer.decode(up_to(ends, ids))) for ids in said]
+        said = continue_greedily(self._model, self._pairs.prompts(asked), tokens)
+        tokenizer = self._pairs.tokenizer
+        ends = ends_of_text(self._model, tokenizer)
+        texts = [str(tokenizer.decode(up_to(ends, ids))) for ids in said]
         return [
             float(any(answer.strip() in text for answer in question.answers))
             for question, text in zip(asked, texts, strict=True)
         ]
 
-    def _pairs(self, question: Question) -> list[_Pair]:
-        return [self._pair(question, answer) for answer in question.answers]
-
-    def _rivals(self, question: Question) -> tuple[_Pair, _Pair]:
-        rival = question.rival or ""
-        return self._pair(question, question.answers[0]), self._pair(question, rival)
-
-    def _pair(self, question: Question, answer: str) -> _Pair:
-        key = (question.prompt, question.joiner, answer)
-        if key not in self._pairs_read:
-            read = encode(self._tokenizer, [question.prompt], self._chat)[0]
-            target = encode_target(self._tokenizer, read, question.joined(answer))
-            self._pairs_read[key] = _Pair(prompt=read.ids, answer=target)
-        return self._pairs_read[key]
-
-    def _counted_pair(self, question: Question) -> _Pair:
-        """Return prompt and first answer, cut where the prompt alone would end; it may leave no answer."""
-        answer = question.answers[0]
-        if self._chat:
-            return self._pair(question, answer)
-        key = (question.prompt, question.joiner, answer)
-        if key not in self._counted_read:
-            text = question.prompt + question.joined(answer)
-            joint = ids_of(self._tokenizer, text)
-            count = len(ids_of(self._tokenizer, question.prompt))
-            self._counted_read[key] = _Pair(prompt=joint[:count], answer=joint[count:])
-        return self._counted_read[key]
-
-    def _now(self, pairs: Sequence[_Pair]) -> Mapping[_Pair, Answered]:
+    def _now(self, pairs: Sequence[Pair]) -> Mapping[Pair, Answered]:
         missing = [pair for pair in dict.fromkeys(pairs) if pair not in self._scored]
-        self._scored.update(zip(missing, _score(self._model, missing), strict=True))
+        self._scored.update(zip(missing, self._score(self._model, missing), strict=True))
         return self._scored
 
-    def _before(self, pairs: Sequence[_Pair]) -> Mapping[_Pair, Answered]:
-        return self._baseline.many(pairs, _score)
+    def _before(self, pairs: Sequence[Pair]) -> Mapping[Pair, Answered]:
+        return self._baseline.many(pairs, self._score)
+
+    def _score(
+        self, model: torch.nn.Module, pairs: Sequence[Pair], *, distributions: bool = False
+    ) -> list[Answered]:
+        texts = [(pair.prompt, pair.answer) for pair in pairs]
+        return score_answers(model, texts, distributions=distributions, share=self._share)
 
 
-def _score(
-    model: torch.nn.Module, pairs: Sequence[_Pair], *, distributions: bool = False
-) -> list[Answered]:
-    texts = [(pair.prompt, pair.answer) for pair in pairs]
-    return score_answers(model, texts, distributions=distributions) if texts else []
+def _every_answer(asked: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+    """Yield each question with each of its answers."""
+    return ((question, answer) for question in asked for answer in question.answers)
+
+
+def _apart(asked: Sequence[Question], found: Iterable[Answered]) -> Iterator[Sequence[Answered]]:
+    """Yield for each question its own of what was found for every answer."""
+    rest = iter(found)
+    return (list(islice(rest, len(question.answers))) for question in asked)
+
+
+def _rivals(asked: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+    """Yield each question with its answer, then with what competes with it."""
+    return ((one, text) for one in asked for text in (one.answers[0], one.rival or ""))
 
 
 def _divergence(before: Answered, after: Answered) -> float:

@@ -16,8 +16,8 @@ from kedit_core.deltas import Delta
 from kedit_core.errors import ConfigError
 from kedit_core.reports import Score
 from kedit_core.requests import EditBatch
-from kedit_core.scoring import Ids, continue_sampling, ends_of_text, up_to
-from kedit_core.tokens import context_of, encode
+from kedit_core.scoring import continue_sampling, ends_of_text, up_to
+from kedit_core.tokens import Ids, context_of, encode
 
 MODEL_METRICS = ("fluency", "perplexity", "drift")
 
@@ -41,7 +41,7 @@ def judge_model(
     """
     if "fluency" in metrics and batch.requests:
         prompts = [request.prompt for request in batch.requests]
-        texts = _written(model, tokenizer, prompts, batch.chat, metrics["fluency"])
+        texts = written(model, tokenizer, prompts, batch.chat, metrics["fluency"])
         for request, text in zip(batch.requests, texts, strict=True):
             yield Score(metric="fluency", request=request.id, value=ngram_entropy(text))
     if "perplexity" in metrics:
@@ -68,7 +68,7 @@ def _entropy(words: Sequence[str], n: int) -> float:
     return sum(count / total * math.log2(total / count) for count in counts.values())
 
 
-def _written(
+def written(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
@@ -78,6 +78,13 @@ def _written(
     """Return what the model writes after each prompt, prompt included: seeded, from its five likeliest tokens.
 
     The model's own generation settings (temperature, penalties, beams) stay out of it.
+
+    Args:
+        model: in ``eval`` mode.
+        tokenizer: the model's.
+        prompts: as a user would type them.
+        chat: render each through the chat template.
+        options: ``tokens`` (100, prompt included) and ``seed`` (0).
     """
     read = [one.ids for one in encode(tokenizer, prompts, chat)]
     total = min(int(options.get("tokens", _FLUENCY_TOKENS)), context_of(model))

@@ -4,22 +4,17 @@ The prompt fills the KV cache, and each answer is scored from it. So a prompt wi
 is read once, and a model that routes by its prompt is scored as it is used.
 """
 
-import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from torch import Tensor, nn
 
-from kedit_core.reading import goes_on, reach_past_pads, takes
-from kedit_core.tokens import check_context
-
-Ids = tuple[int, ...]
-
-_ROWS = 64
-_TOKENS = 2048  # of a padded batch
+from kedit_core.batches import ROWS, TOKENS, Text, batches, shelves
+from kedit_core.contexts import Context, padded, read, read_on, score_on
+from kedit_core.tokens import Ids, check_context
 
 
 @frozen(kw_only=True)
@@ -51,7 +46,11 @@ class Answered:
 
 @torch.no_grad()
 def score_answers(
-    model: nn.Module, pairs: Sequence[tuple[Ids, Ids]], *, distributions: bool = False
+    model: nn.Module,
+    pairs: Sequence[tuple[Ids, Ids]],
+    *,
+    distributions: bool = False,
+    share: bool = False,
 ) -> list[Answered]:
     """Return, for each (prompt ids, answer ids), how the model takes the answer.
 
@@ -59,6 +58,8 @@ def score_answers(
         model: in ``eval`` mode.
         pairs: equal prompts are read once.
         distributions: keep the whole log-probabilities, for divergences.
+        share: what many prompts begin with is read once too; not for a model that looks at its
+            whole prompt before it answers, as routed memories do.
 
     Raises:
         ValueError: a prompt or an answer holds no token.
@@ -72,19 +73,20 @@ def score_answers(
     asked: dict[Ids, list[Ids]] = {}
     for prompt, answer in dict.fromkeys(pairs):
         asked.setdefault(prompt, []).append(answer)
-    for own in asked.values():
-        own.sort(key=len, reverse=True)  # answers of one token cost nothing: all of them come last
+
+    def more(text: Text) -> int:
+        return max(map(len, asked[text.ids])) - 1
+
     found: dict[tuple[Ids, Ids], Answered] = {}
-    for prompts, turns in _by_turns(asked):
-        longest = max(len(asked[prompt][0]) for prompt in prompts)
-        for batch in _batches(model, prompts, longest):
-            prefilled = _prefill(model, batch)
-            for turn in range(max(len(asked[prompt]) for prompt in batch)):
-                rows = {row: asked[p][turn] for row, p in enumerate(batch) if turn < len(asked[p])}
-                full = [rows.get(row, (0,)) for row in range(len(batch))]
-                last = turn + 1 >= turns
-                scored = _score(model, prefilled, full, last=last, keep=distributions)
-                found |= {(batch[row], answer): scored[row] for row, answer in rows.items()}
+    for shelf in shelves(model, list(asked), share=share):
+        begun = read(model, shelf.stems) if shelf.stems else None
+        for batch in batches(model, shelf.texts, more):
+            context = _read(model, batch, begun)
+            wanted = [
+                _Wanted(row, answer) for row, text in enumerate(batch) for answer in asked[text.ids]
+            ]
+            for one, answered in _answered(model, context, wanted, keep=distributions):
+                found[batch[one.row].ids, one.answer] = answered
     return [found[pair] for pair in pairs]
 
 
@@ -123,14 +125,16 @@ def _continue(
         return [() for _ in prompts]
     check_context(model, max(map(len, prompts), default=0) + tokens - 1)
     found: dict[Ids, Ids] = {}
-    for batch in _batches(model, list(dict.fromkeys(prompts)), tokens):
-        state = _prefill(model, batch)
-        said = [choose(state.logits, 0)]  # (rows,) each
+    texts = [Text(ids=prompt) for prompt in dict.fromkeys(prompts)]
+    for batch in batches(model, texts, lambda _: tokens):
+        context = _read(model, batch, None)
+        said = [choose(context.logits, 0)]  # (rows,) each
         for step in range(1, tokens):
-            logits, state = _extend(model, state, said[-1][:, None], step - 1)
-            said.append(choose(logits[:, -1], step))
-        for prompt, row in zip(batch, torch.stack(said, 1).tolist(), strict=True):
-            found[prompt] = tuple(row)
+            ids = said[-1][:, None]
+            context = read_on(model, context, ids, torch.ones_like(ids))
+            said.append(choose(context.logits, step))
+        for text, row in zip(batch, torch.stack(said, 1).tolist(), strict=True):
+            found[text.ids] = tuple(row)
     return [found[prompt] for prompt in prompts]
 
 
@@ -146,127 +150,86 @@ def up_to(ends: Collection[int], ids: Ids) -> list[int]:
     return list(takewhile(lambda one: one not in ends, ids))
 
 
-@frozen(kw_only=True)
-class _Prefilled:
-    """Prompts in a KV cache, right-padded."""
+@frozen
+class _Wanted:
+    """An answer to be scored after the text in one row of a batch."""
 
-    ids: Tensor  # (rows, tokens)
-    lengths: Tensor  # (rows,)
-    mask: Tensor  # (rows, tokens)
-    logits: Tensor  # (rows, vocabulary) after the last token of each prompt
-    cache: Any  # None of a model that cannot read on from one: it reads everything anew
+    row: int
+    answer: Ids
 
 
-def _by_turns(asked: Mapping[Ids, Sequence[Ids]]) -> Iterator[tuple[list[Ids], int]]:
-    """Yield prompts together with how many answers of several tokens they have at the most.
-
-    Every such answer is one more forward of a whole batch. So where one batch does not hold all
-    prompts anyway, those with many aliases go into batches of their own.
-    """
-    turns = {prompt: sum(len(answer) > 1 for answer in own) for prompt, own in asked.items()}
-    most = max(turns.values(), default=0)
-    groups: dict[int, list[Ids]] = {}
-    for prompt, count in turns.items():
-        groups.setdefault(most if len(asked) <= _ROWS else count, []).append(prompt)
-    for count, prompts in sorted(groups.items()):
-        yield prompts, count
+def _read(model: nn.Module, batch: Sequence[Text], begun: Context | None) -> Context:
+    """Return the texts of a batch as the model has read them, on from their stems where there are any."""
+    if begun is None:
+        return read(model, [text.ids for text in batch])
+    ids, mask = padded([text.rest for text in batch], begun.ids.device)
+    return read_on(model, begun.begun([text.stem for text in batch]), ids, mask)
 
 
-def _batches(model: nn.Module, prompts: Sequence[Ids], more: int) -> Iterator[list[Ids]]:
-    """Yield prompts of like length together, so that padding is cheap.
+def _answered(
+    model: nn.Module, context: Context, wanted: Sequence[_Wanted], *, keep: bool
+) -> Iterator[tuple[_Wanted, Answered]]:
+    """Yield how the model takes each answer; the context is used up."""
+    first = _Next.of(context.logits)  # after the prompts
+    longer = sorted((one for one in wanted if len(one.answer) > 1), key=lambda one: len(one.answer))
+    rows = max(1, min(ROWS, TOKENS // context.ids.shape[1]))
+    pieces = [longer[start : start + rows] for start in range(0, len(longer), rows)]
+    yield from _taken([one for one in wanted if len(one.answer) == 1], first, None, keep=keep)
+    for piece in pieces:
+        own = context.rows([one.row for one in piece], last=piece is pieces[-1])
+        ids, mask = padded([one.answer[:-1] for one in piece], context.ids.device)
+        rest = _Next.of(score_on(model, own, ids, mask))  # after the answers' tokens
+        yield from _taken(piece, first, rest, keep=keep)
+
+
+@frozen(kw_only=True, eq=False)
+class _Next:
+    """What comes next: log-probabilities (…, vocabulary) and the likeliest ids (…)."""
+
+    log_probs: Tensor
+    top: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> "_Next":
+        """Return what logits (…, vocabulary) say."""
+        top = logits.argmax(-1)  # as decoding does: the softmax may round two into a tie
+        # In float32: a bfloat16 softmax cannot tell close answers apart.
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return cls(log_probs=torch.log_softmax(exact, dim=-1), top=top)
+
+
+def _taken(
+    wanted: Sequence[_Wanted], first: _Next, rest: _Next | None, *, keep: bool
+) -> Iterator[tuple[_Wanted, Answered]]:
+    """Yield how each answer is taken.
 
     Args:
-        model: that will read them.
-        prompts: all of them.
-        more: tokens, at the most, that will be read after a prompt.
+        wanted: the answers, all of one token if there is no ``rest``.
+        first: what comes next after the prompts, (rows, …).
+        rest: what comes next after the answers' own tokens, (answers, tokens, …).
+        keep: the distributions.
     """
-    reach = reach_past_pads(model)
-    batch: list[Ids] = []
-    for prompt in sorted(prompts, key=len):
-        width = len(prompt)
-        crowded = len(batch) == _ROWS or (len(batch) + 1) * width > _TOKENS
-        if batch and (crowded or (width > len(batch[0]) and width + more > reach)):
-            yield batch
-            batch = []
-        batch.append(prompt)
-    if batch:
-        yield batch
-
-
-def _padded(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and mask (rows, tokens), padded on the right."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _prefill(model: nn.Module, prompts: Sequence[Ids]) -> _Prefilled:
-    ids, mask = _padded(prompts, _device(model))
-    lengths = mask.sum(1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    ends, place = torch.unique(lengths - 1, return_inverse=True)
-    wanted = {"logits_to_keep": ends} if takes(model, "logits_to_keep") else {}
-    output = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **wanted
-    )
-    rows = torch.arange(len(prompts), device=ids.device)
-    logits = output.logits[rows, place.to(rows.device) if wanted else lengths - 1]
-    cache = getattr(output, "past_key_values", None)
-    cache = cache if goes_on(cache) else None
-    return _Prefilled(ids=ids, lengths=lengths, mask=mask, logits=logits, cache=cache)
-
-
-def _extend(
-    model: nn.Module, state: _Prefilled, ids: Tensor, offset: int = 0, *, last: bool = True
-) -> tuple[Tensor, _Prefilled]:
-    """Read ``ids`` (rows, tokens) after the prompts; return logits (rows, tokens, vocabulary) and state.
-
-    With ``last`` the cache is used up, else it stays good for another answer.
-    """
-    cache = state.cache if last else copy.deepcopy(state.cache)
-    mask = torch.cat([state.mask, torch.ones_like(ids)], dim=1)
-    whole = torch.cat([state.ids, ids], dim=1)
-    if cache is None:
-        output = model(input_ids=whole, attention_mask=mask, use_cache=False)
-    else:
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        output = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=state.lengths[:, None] + offset + steps,
-            past_key_values=cache,
-            use_cache=True,
+    if not wanted:
+        return
+    rows = torch.tensor([one.row for one in wanted], device=first.top.device)
+    ids, _ = padded([one.answer for one in wanted], first.top.device)  # (answers, tokens)
+    own = first.log_probs[rows, ids[:, 0]][:, None]
+    top = first.top[rows][:, None]
+    if rest is not None:
+        more = rest.log_probs.gather(-1, ids[:, 1:, None])[..., 0]
+        own, top = torch.cat([own, more], dim=1), torch.cat([top, rest.top], dim=1)
+    own, top, hits = own.cpu(), top.cpu(), (top == ids).cpu()  # (answers, tokens)
+    for place, one in enumerate(wanted):
+        count = len(one.answer)
+        whole = first.log_probs[one.row][None]
+        if rest is not None:
+            whole = torch.cat([whole, rest.log_probs[place, : count - 1]])
+        yield (
+            one,
+            Answered(
+                log_probs=own[place, :count],
+                top=top[place, :count],
+                hits=hits[place, :count],
+                distribution=whole.cpu() if keep else None,
+            ),
         )
-        cache = output.past_key_values
-    return output.logits[:, -ids.shape[1] :], evolve(state, ids=whole, mask=mask, cache=cache)
-
-
-def _score(
-    model: nn.Module, state: _Prefilled, answers: Sequence[Ids], *, last: bool, keep: bool
-) -> list[Answered]:
-    """Score one answer per prompt."""
-    ids, _ = _padded(answers, state.mask.device)  # (rows, tokens)
-    logits = state.logits[:, None]
-    if ids.shape[1] > 1:
-        more, _ = _extend(model, state, ids[:, :-1], last=last)
-        logits = torch.cat([logits, more], dim=1)  # (rows, tokens, vocabulary)
-    top = logits.argmax(-1)  # as decoding does: the softmax may round two into a tie
-    # In float32: a bfloat16 softmax cannot tell close answers apart.
-    log_probs = torch.log_softmax(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1
-    )
-    own = log_probs.gather(-1, ids[..., None])[..., 0]  # (rows, tokens)
-    return [
-        Answered(
-            log_probs=own[row, : len(answer)].cpu(),
-            top=top[row, : len(answer)].cpu(),
-            hits=(top[row, : len(answer)] == ids[row, : len(answer)]).cpu(),
-            distribution=log_probs[row, : len(answer)].cpu() if keep else None,
-        )
-        for row, answer in enumerate(answers)
-    ]

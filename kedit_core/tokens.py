@@ -1,13 +1,13 @@
 """Texts into token ids, with the place of every character."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any
 
 from attrs import field, frozen
 
-from kedit_core.chats import as_turn
+from kedit_core.chats import Turn, as_turn
 from kedit_core.errors import RequestError
 
 Ids = tuple[int, ...]
@@ -65,7 +65,13 @@ def encode(tokenizer: Any, texts: Sequence[str], chat: bool = False) -> list[Enc
         RequestError: the tokenizer has no chat template, or the template fails or does not show the
             text as it is.
     """
-    return [_encode(tokenizer, text, chat) for text in texts]
+    turns = [as_turn(tokenizer, text) if chat else None for text in texts]
+    read = [turn.rendered if turn else text for text, turn in zip(texts, turns, strict=True)]
+    offsets = _offsets(tokenizer, read, special=not chat)
+    return [
+        _encoded(text, whole, ids, places, turn)
+        for text, whole, (ids, places), turn in zip(texts, read, offsets, turns, strict=True)
+    ]
 
 
 def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> Ids:
@@ -83,16 +89,35 @@ def encode_target(tokenizer: Any, prompt: Encoded, target: str) -> Ids:
     Raises:
         RequestError: the target tokenises to nothing.
     """
-    if prompt.lead is not None:
-        target = prompt.lead + target.lstrip()
-    joint = ids_of(tokenizer, prompt.read + target, special=prompt.lead is None)
-    if joint[: len(prompt.ids)] == prompt.ids:
-        ids = joint[len(prompt.ids) :]
-    else:
-        ids = _continuation(tokenizer, prompt.ids, target)
-    if not ids:
-        raise RequestError(f"target {target!r} tokenises to nothing")
-    return ids
+    return encode_targets(tokenizer, [prompt], [target])[0]
+
+
+def encode_targets(tokenizer: Any, prompts: Sequence[Encoded], targets: Sequence[str]) -> list[Ids]:
+    """Return, for each prompt and its target, what :func:`encode_target` does, for all at once.
+
+    Args:
+        tokenizer: of the model.
+        prompts: all read in a chat, or none.
+        targets: what shall follow each.
+
+    Raises:
+        RequestError: a target tokenises to nothing.
+    """
+    leads = [prompt.lead for prompt in prompts]
+    joined = [
+        target if lead is None else lead + target.lstrip()
+        for lead, target in zip(leads, targets, strict=True)
+    ]
+    texts = [prompt.read + target for prompt, target in zip(prompts, joined, strict=True)]
+    joint = all_ids_of(tokenizer, texts, special=None in leads)
+    found = []
+    for prompt, target, ids in zip(prompts, joined, joint, strict=True):
+        apart = ids[: len(prompt.ids)] != prompt.ids
+        own = _continuation(tokenizer, prompt.ids, target) if apart else ids[len(prompt.ids) :]
+        if not own:
+            raise RequestError(f"target {target!r} tokenises to nothing")
+        found.append(own)
+    return found
 
 
 def ids_of(tokenizer: Any, text: str, *, special: bool = True) -> Ids:
@@ -103,9 +128,21 @@ def ids_of(tokenizer: Any, text: str, *, special: bool = True) -> Ids:
         text: as the model shall read it.
         special: with those that the tokenizer puts before it.
     """
-    ids = tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    after = _added(tokenizer)[1] if special else ()
-    return ids[: len(ids) - len(after)] if after and ids[-len(after) :] == after else ids
+    return all_ids_of(tokenizer, [text], special=special)[0]
+
+
+def all_ids_of(tokenizer: Any, texts: Sequence[str], *, special: bool = True) -> list[Ids]:
+    """Return, for each text, what :func:`ids_of` does, for all at once.
+
+    Args:
+        tokenizer: of the model.
+        texts: as the model shall read them.
+        special: with the tokens that the tokenizer puts before a text.
+    """
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+    return _ended(tokenizer, found, special=special)
 
 
 def beginning_of(tokenizer: Any) -> Ids:
@@ -136,17 +173,26 @@ def check_context(model: Any, tokens: int) -> None:
         )
 
 
-def _encode(tokenizer: Any, text: str, chat: bool) -> Encoded:
-    turn = as_turn(tokenizer, text) if chat else None
-    read, shift = (turn.rendered, turn.shift) if turn else (text, 0)
+def _encoded(
+    text: str, read: str, ids: Ids, offsets: Sequence[tuple[int, int]], turn: Turn | None
+) -> Encoded:
+    shift = turn.shift if turn else 0
     first, last = turn.shown if turn else (0, len(text))
-    ids = ids_of(tokenizer, read, special=not chat)
-    offsets = _offsets(tokenizer, read, ids, special=not chat)
     # A token may reach over the edge: the blank that a template sets before the text joins its word.
     clipped = ((max(start - shift, first), min(end - shift, last)) for start, end in offsets)
     inside = tuple((start, end) if start < end else (0, 0) for start, end in clipped)
     lead = turn.lead if turn else None
     return Encoded(text=text, ids=ids, offsets=inside, read=read, lead=lead)
+
+
+def _ended(tokenizer: Any, found: Sequence[Sequence[int]], *, special: bool) -> list[Ids]:
+    """Return the ids of texts without what a tokenizer puts after every one."""
+    after = _added(tokenizer)[1] if special else ()
+    cut = len(after)
+    return [
+        tuple(ids[: len(ids) - cut]) if cut and tuple(ids[-cut:]) == after else tuple(ids)
+        for ids in found
+    ]
 
 
 def _added(tokenizer: Any) -> tuple[Ids, Ids]:
@@ -184,14 +230,21 @@ def _continuation(tokenizer: Any, before: Ids, text: str) -> Ids:
     return alone
 
 
-def _offsets(tokenizer: Any, text: str, ids: Ids, *, special: bool) -> list[tuple[int, int]]:
-    if tokenizer.is_fast:
-        found = tokenizer(
-            text, add_special_tokens=special, return_offsets_mapping=True, verbose=False
-        )
-        offsets = [tuple(offset) for offset in found["offset_mapping"]][: len(ids)]
-        return _told_apart(tokenizer, text, ids, offsets)
-    return _cumulative_offsets(tokenizer, text, ids)
+def _offsets(
+    tokenizer: Any, texts: Sequence[str], *, special: bool
+) -> Iterator[tuple[Ids, list[tuple[int, int]]]]:
+    """Yield the ids of each text with the characters that each covers."""
+    if not tokenizer.is_fast or not texts:
+        for text, ids in zip(texts, all_ids_of(tokenizer, texts, special=special), strict=True):
+            yield ids, _cumulative_offsets(tokenizer, text, ids)
+        return
+    found = tokenizer(
+        list(texts), add_special_tokens=special, return_offsets_mapping=True, verbose=False
+    )
+    all_ids = _ended(tokenizer, found["input_ids"], special=special)
+    for text, ids, offsets in zip(texts, all_ids, found["offset_mapping"], strict=True):
+        own = [tuple(offset) for offset in offsets[: len(ids)]]
+        yield ids, _told_apart(tokenizer, text, ids, own)
 
 
 def _told_apart(
@@ -202,6 +255,8 @@ def _told_apart(
     Unigram tokenizers read a run of characters they do not know as bytes, and say of each byte that it
     covers the whole run.
     """
+    if all(one != other for one, other in pairwise(offsets)):
+        return offsets
     found: list[tuple[int, int]] = []
     for (start, end), group in groupby(range(len(offsets)), key=offsets.__getitem__):
         places = list(group)

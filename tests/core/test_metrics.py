@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from kedit_core import (
+    Applied,
     Delta,
     Dense,
     Editor,
@@ -22,6 +23,7 @@ from kedit_core import (
     Plugins,
     Probe,
     Score,
+    SideMemory,
     TensorCache,
     hookimpl,
 )
@@ -120,6 +122,32 @@ def speaking(words, tmp_path):
         return editor
 
     return build
+
+
+@pytest.fixture
+def listener():
+    """Return a method whose memory only listens."""
+    module = ModuleType("listener")
+
+    @hookimpl
+    def method_info():
+        return MethodInfo(name="listener", summary="fake", kind="side-memory")
+
+    @hookimpl
+    def compute_delta(batch):
+        part = SideMemory(at="", tensors={})
+        return Delta(method="listener", requests=batch.requests, parts=[part])
+
+    @hookimpl
+    def apply_delta(delta):
+        return Applied(lambda: None)
+
+    module.method_info, module.compute_delta, module.apply_delta = (
+        method_info,
+        compute_delta,
+        apply_delta,
+    )
+    return module
 
 
 EDIT = EditRequest(prompt="so is", target_new="Rome")
@@ -898,6 +926,26 @@ def test_a_metric_that_no_stranger_knows_either_is_refused(speaking, stranger):
         speaking({}, None, stranger).evaluate(_asked(), ["mine.wrods"])
 
 
+@pytest.fixture
+def named(stranger):
+    """Return the stranger, who says beforehand which metrics it knows."""
+    stranger.metric_names = hookimpl(lambda: {"mine.words": "Counts.", "mine.head": "Measures."})
+    return stranger
+
+
+def test_a_metric_that_a_plugin_names_is_counted_where_it_finds_no_data(speaking, named):
+    report = speaking({}, None, named).evaluate(_asked(target_new="Oslo"), ["mine.words"])
+    assert (report.scores, report.missing) == ((), {"mine.words": 1})
+
+
+def test_a_name_that_nobody_knows_is_refused_before_the_work(speaking, named):
+    with pytest.raises(
+        ConfigError, match=r"unknown metric 'mine\.wrods'; did you mean 'mine\.words'"
+    ):
+        speaking({}, None, named).evaluate(_asked(), ["mine.wrods"])
+    assert named.asked == []
+
+
 def test_a_key_of_a_strangers_does_not_meet_cores_own(speaking):
     editor = speaking(BEFORE, AFTER)
     editor.baseline.value(("norm", "lm_head.weight"), lambda _: 1e9)
@@ -935,3 +983,35 @@ def test_all_axes_and_protocols_share_their_reads(speaking, reads):
     protocols = ("exact", "token", "preference", "probability")
     editor.evaluate(ON_EVERY_AXIS, [f"{axis}.{one}" for axis in AXES for one in protocols])
     assert done == [(4, 2)]
+
+
+# Beginnings that many prompts share.
+
+
+def _many_alike():
+    places = [f"{one} {other}" for one in WORDS[2:12] for other in WORDS[2:12]]
+    return [EditRequest(prompt=f"so so in {place} is", target_new="Rome") for place in places]
+
+
+def _tokens_read(editor, metrics):
+    read = []
+    handle = editor.model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    means = editor.evaluate(_many_alike(), metrics).means()
+    handle.remove()
+    return means, sum(read)
+
+
+@pytest.mark.parametrize("metric", ["reliability.exact", "reliability.token"])
+def test_what_prompts_share_is_read_once_unless_a_memory_looks_at_whole_prompts(
+    speaking, listener, metric
+):
+    rows = {"is": {"Rome": 0.7}}
+    plain, shared = _tokens_read(speaking(rows), [metric])
+    editor = speaking(rows, None, listener)
+    editor.edit(EDIT, "listener")
+    whole, apart = _tokens_read(editor, [metric])
+    assert plain == whole == {metric: 1.0}
+    assert apart == 100 * 6
+    assert shared < apart * 0.7

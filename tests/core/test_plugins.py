@@ -459,6 +459,7 @@ def test_the_hooks_are_those_of_the_design():
         "compute_delta",
         "apply_delta",
         "evaluate",
+        "metric_names",
         "scope_classify",
         "open_model",
         "read_requests",

@@ -23,7 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from kedit_core import Delta, LowRank, Weights
 from kedit_core.errors import DeltaError
 from kedit_core.outputs import first_tensor, replace_first
-from kedit_core.scoring import Answered, Ids
+from kedit_core.scoring import Answered
+from kedit_core.tokens import Ids
 from kedit_core.untouched import untouched
 from kedit_core.wrapped import inner_model
 from kedit_locate.capture import behind_rows
