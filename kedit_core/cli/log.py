@@ -41,6 +41,9 @@ def run(
         _show_edits(known[cell])
 
 
+_NAMING = ("model", "method", "schedule", "seed")
+
+
 def _state(cell: "CellRecord") -> str:
     if cell.stopped:
         return f"stopped: {cell.stopped}"
@@ -108,30 +111,31 @@ def _show_cells(found: "RunRecord", owner: tuple[int, str] | None) -> None:
     from kedit_core.cli.scores import HEADINGS, shown
 
     judged = [name for name in HEADINGS if any(name in _scores(cell) for cell in found.cells)]
-    models = {cell.model for cell in found.cells}
+    rows = [_cell(cell) for cell in found.cells]
+    differ = [name for name in _NAMING if len({str(row[name]) for row in rows}) > 1]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("CELL", *(["MODEL"] if len(models) > 1 else []), "METHOD", "SCHEDULE"):
+    for heading in ("CELL", *(name.upper() for name in differ)):
         table.add_column(heading, overflow="fold")
-    for heading in ("SEED", "MADE", "IN FORCE", *(HEADINGS[name] for name in judged)):
-        table.add_column(heading, justify="right", overflow="fold")
-    table.add_column("STATE", overflow="fold", min_width=len("finished"))
-    for cell in found.cells:
-        counts, scores = _cell(cell), _scores(cell)
+    for heading in ("MADE", "IN FORCE", *(HEADINGS[name] for name in judged)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("STATE", no_wrap=True)
+    for row in rows:
         table.add_row(
-            escape(cell.name),
-            *([escape(cell.model)] if len(models) > 1 else []),
-            escape(cell.method),
-            counts["schedule"],
-            "-" if cell.seed is None else str(cell.seed),
-            f"{counts['made']}/{counts['requests']}" if counts["requests"] else "0",
-            str(counts["in_force"]),
-            *(shown(name, scores.get(name)) for name in judged),
-            escape(_state(cell)),
+            escape(row["cell"]),
+            *("-" if row[name] is None else escape(str(row[name])) for name in differ),
+            f"{row['made']}/{row['requests']}" if row["requests"] else "0",
+            str(row["in_force"]),
+            *(shown(name, row["scores"].get(name)) for name in judged),
+            row["state"],
         )
     console = screen()
-    if len(models) == 1:
-        console.print(f"{models.pop()}, begun {found.started}\n", markup=False, soft_wrap=True)
+    if "model" not in differ:
+        model = found.cells[0].model
+        console.print(f"{model}, begun {found.started}\n", markup=False, soft_wrap=True)
     console.print(table)
+    for cell in found.cells:
+        if cell.stopped:
+            console.print(f"\n{cell.name} stopped: {cell.stopped}", markup=False)
     if owner is not None:
         console.print(f"\nprocess {owner[0]} works on it since {owner[1]}", markup=False)
     elif any(not cell.finished for cell in found.cells):

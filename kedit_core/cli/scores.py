@@ -1,13 +1,13 @@
 """How tables show scores."""
 
 HEADINGS = {
-    "reliability.exact": "EDITS %",
-    "generalization.exact": "PARAPHRASES %",
-    "locality.exact": "LOCALITY %",
-    "portability.exact": "PORTABILITY %",
-    "perplexity": "PERPLEXITY",
+    "reliability.exact": "REL %",
+    "generalization.exact": "GEN %",
+    "locality.exact": "LOC %",
+    "portability.exact": "PORT %",
+    "perplexity": "PPL",
 }
-"""The metrics that a table has room for, and what it calls them."""
+"""The metrics that a table has room for, by the short names of the field."""
 
 
 def shown(metric: str, value: float | None) -> str:

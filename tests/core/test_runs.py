@@ -178,7 +178,7 @@ def test_a_table_shows_how_far_every_stream_is(carry_out):
     text = shown(table.table())
     assert text.count("4/4") == 4
     assert text.count("done") == 4
-    assert "EDITS %" in text
+    assert "REL %" in text
 
 
 def test_results_take_orders_together(carry_out):
