@@ -62,19 +62,19 @@ RUNS: Mapping[str, Run] = {
 
 @frozen(kw_only=True)
 class Judged:
-    """What a run is worth after so many edits."""
+    """What a run is worth after so many edits; None is what a row that was read off a picture lacks."""
 
     model: str
     run: str
     edits: int
     reliability: float
-    generalization: float
-    near: float
+    generalization: float | None
+    near: float | None
     kept: float
     perplexity: float
-    drift: float
+    drift: float | None
     searched: float
-    seconds: float
+    seconds: float | None
 
 
 def judged(
@@ -125,7 +125,7 @@ def make(path: Path, model: str, edits: int, every: int, seed: int, only: Sequen
         own = [one for one in read(path) if (one.model, one.run) == (model, name)]
         if (only and name not in only) or any(one.edits >= edits for one in own):
             continue
-        step = max(every, run.batch) if isinstance(run.batch, int) else every
+        step = max(every, 100 if run.batch == "all" else run.batch)
         with TemporaryDirectory() as folder:
             bench = Bench(model, run.method, run.settings, held_out(Path(folder)), BarProgress())
             for one in judged(name, run, bench, bench.facts(edits, seed), step):
@@ -137,42 +137,70 @@ def make(path: Path, model: str, edits: int, every: int, seed: int, only: Sequen
 
 
 PANELS = {
-    "reliability": "edits that the model still says (%)",
+    "reliability": "edits still said (%)",
     "searched": "last probability of the search (%)",
     "kept": "unrelated facts said as before (%)",
     "perplexity": "perplexity, times the start",
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLUMNS = {"one by one": lambda run: run.batch == 1, "in batches": lambda run: run.batch != 1}
+COLOURS = {
+    "ROME": "#000000",
+    "MEMIT, original": "#d55e00",
+    "MEMIT, original with history": "#e69f00",
+    "PMET, original": "#56b4e9",
+    "PMET, original with history": "#009e73",
+    "MEMIT, original, tens": "#56b4e9",
+    "MEMIT, original, hundreds": "#009e73",
+    "MEMIT, original, at once": "#e69f00",
+    "MEMIT, no history": "#999999",
+    "MEMIT": "#0072b2",
+    "PMET": "#cc79a7",
+    "MEMIT, at once": "#cc79a7",
+}
 """Told apart by colour-blind people too (Okabe and Ito, 2008)."""
+ALSO = ("MEMIT, original", "MEMIT")
+"""Drawn beside the batches too, as what they are to be compared with."""
 
 
 def plot(found: Sequence[Judged], path: Path) -> None:
-    """Draw one line a run into one panel a measure."""
-    figure = Figure(figsize=(9, 6.6), layout="constrained")
-    names = [name for name in RUNS if any(one.run == name for one in found)]
-    for axes, (measure, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
-        for number, name in enumerate(names):
-            own = sorted((one for one in found if one.run == name), key=lambda one: one.edits)
-            axes.plot(
-                [one.edits for one in own],
-                [getattr(one, measure) for one in own],
-                label=name,
-                color=COLOURS[number % len(COLOURS)],
-                linestyle="-" if "original" not in name else "--",
-                linewidth=2.4 if name in ("MEMIT", "PMET") else 1.4,
-                marker=".",
-            )
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if measure != "perplexity":
-            axes.set_ylim(0, 102)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("edits so far", fontsize=9)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    """Draw a row of panels a measure: streams of single edits on the left, batches on the right."""
+    figure = Figure(figsize=(9, 10.5), layout="constrained")
+    panels = figure.subplots(len(PANELS), len(COLUMNS), sharex=True, sharey="row")
+    for (heading, belongs), column in zip(COLUMNS.items(), panels.T, strict=True):
+        names = [
+            name
+            for name, run in RUNS.items()
+            if (belongs(run) or name in ALSO) and any(one.run == name for one in found)
+        ]
+        for axes, (measure, title) in zip(column, PANELS.items(), strict=True):
+            for name in names:
+                draw(axes, name, measure, found)
+            axes.set_title(f"{heading}: {title}", fontsize=10, loc="left")
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+            if measure != "perplexity":
+                axes.set_ylim(0, 104)
+            axes.set_xlim(left=0)
+        column[-1].set_xlabel("edits so far", fontsize=9)
+        place = f"outside lower {'left' if belongs(RUNS['ROME']) else 'right'}"
+        handles, labels = column[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc=place, ncols=2, frameon=False, fontsize=8)
     figure.suptitle(f"{found[0].model}: what is left of all edits, by the way they were made")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=120)
+
+
+def draw(axes: Any, name: str, measure: str, found: Sequence[Judged]) -> None:
+    """Draw a run's line into a panel."""
+    own = sorted((one for one in found if one.run == name), key=lambda one: one.edits)
+    axes.plot(
+        [one.edits for one in own],
+        [getattr(one, measure) for one in own],
+        label=name,
+        color=COLOURS[name],
+        linestyle="--" if "original" in name else "-",
+        linewidth=1.4 if "original" in name or name in ("ROME", "MEMIT, no history") else 2.4,
+        marker=".",
+    )
 
 
 def main(

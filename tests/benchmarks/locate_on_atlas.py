@@ -1,7 +1,7 @@
 """How many facts a locate-then-edit method carries on the atlas models, beside the original's settings.
 
 ``python tests/benchmarks/locate_on_atlas.py MODEL PROTOCOL [--edits N] [--method memit] [--seed S]
-[--orders K] [--set key=value]... [--original] [--json]`` where the protocol is
+[--orders K [--first F]] [--set key=value]... [--original] [--json]`` where the protocol is
 
 * ``restored``: each edit alone, judged and taken out again;
 * ``mass``: all edits in one batch, each judged;
@@ -10,7 +10,8 @@
 Scores are means in percent, by exact match: the edits, their paraphrases, near neighbours (same old answer)
 and unrelated kept facts, of the last two those that the unedited model knows; and perplexity of sentences
 about kept facts against its start. ``--original`` runs the published steps instead: one large write, no
-history. Exits 1 when a bar is missed.
+history. Orders are seeded shuffles of the same facts; ``--first`` leaves out those that were run before.
+Exits 1 when a bar is missed.
 """
 
 import random
@@ -186,6 +187,7 @@ def main(
     method: str = "memit",
     seed: int = 0,
     orders: int = 1,
+    first: int = 0,
     settings: Annotated[list[str] | None, typer.Option("--set")] = None,
     original: bool = False,
     threads: int = 1,
@@ -198,7 +200,7 @@ def main(
     with TemporaryDirectory() as folder:
         bench = Bench(model, method, wanted, held_out(Path(folder)), BarProgress())
         facts = bench.facts(edits, seed)
-        for order in range(orders):
+        for order in range(first, orders):
             some = list(facts) if order == 0 else random.Random(order).sample(facts, len(facts))
             for judged in getattr(bench, protocol)(some):
                 rows.append((order, judged))
