@@ -1,6 +1,6 @@
 """A run killed with SIGKILL again and again, gone on with each time, against one that nothing stopped.
 
-``python -m tests.benchmarks.kill_and_resume [--edits 200] [--kills 50] [--seed 0] [--method memit]``
+``python -m tests.benchmarks.kill_and_resume [--edits 200] [--kills 50] [--seed 0]``
 kills at random moments of searching, solving, writing weights, saving files and committing rows, before or
 after the work of a call, and then lets the run end. The journals must be equal but for times and peak
 memory, the final weights bit for bit, every edit there once. Exits 1 where something differs.
@@ -27,8 +27,8 @@ limit = {edits}
 metrics = ["reliability.exact", "locality.exact"]
 
 [[method]]
-name = "{method}"
-config = {{ search = {{ steps = 2 }}, statistics = {{ per_feature = 1 }} }}
+name = "memit"
+config = {{ passes = 1, search = {{ steps = 2 }}, statistics = {{ per_feature = 1 }} }}
 
 [schedule]
 interval = 20
@@ -36,13 +36,13 @@ evaluate_on = "window"
 """
 
 
-def main(edits: int = 200, kills: int = 50, seed: int = 0, method: str = "memit") -> None:
+def main(edits: int = 200, kills: int = 50, seed: int = 0) -> None:
     """Kill, resume, compare."""
     moments, died, started = random.Random(seed), Counter[str](), perf_counter()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         plan, cache = folder / "plan.toml", folder / "cache"
-        plan.write_text(PLAN.format(edits=edits, method=method))
+        plan.write_text(PLAN.format(edits=edits))
         whole = carried_out(plan, folder / "whole", cache=cache)
         assert whole.returncode == 0, whole.stderr
         for number in range(kills):
