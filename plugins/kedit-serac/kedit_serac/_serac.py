@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core import Applied, Delta, EditBatch, Scope, SideMemory, Weights, encode
+from kedit_core.digests import digest
 from kedit_core.errors import KeditError
 from kedit_core.requests import EditRequest
 from kedit_core.tokens import Ids, encode_target
@@ -198,12 +199,17 @@ def _trained(
         "scope": checkpoint.classifier.settings(),
         "shape": checkpoint.shape.as_json(),
     }
-    if previous:
+    if previous and not _same(tensors, shared_of(previous[-1])):
         raise KeditError(
             f"the memory in force was made with another checkpoint than {config.checkpoint}; undo it, or "
             "make these edits with the same one"
         )
     return _adjusted(Trained(tensors=tensors, settings=settings), config)
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    found, wanted = ({name: digest(one) for name, one in all_.items()} for all_ in (some, others))
+    return found == wanted
 
 
 def _adjusted(trained: Trained, config: SeracConfig) -> Trained:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from attrs import evolve
 
-import kedit_memory.scope_training
-import kedit_serac.lessons
 from kedit_core.testing import trained_model
 from kedit_core.testing.facts import RELATIONS, edit_of, facts
 from kedit_core.testing.kernels import interpreter, write_compiled
 from kedit_core.testing.training import FAMILIES
+from kedit_memory import pooling, scope, scope_examples, scope_facts, scope_training
+from kedit_serac import counterfactual, lessons, rows
 from kedit_serac.checkpoints import BEST
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
 from kedit_serac.plans import TrainingPlan
@@ -21,6 +22,12 @@ from kedit_serac.training import Training
 
 JUDGED = 3
 """The first facts of each relation: edited and judged, so nothing is trained on them."""
+
+MADE_BY = (
+    *(pooling, scope, scope_examples, scope_facts, scope_training),
+    *(counterfactual, lessons, rows),
+)
+"""What decides a trained checkpoint: when one of these modules changes, it is trained anew."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,11 +41,19 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def requests_of(*, judged):
-    """Return the edits of the contract that are judged, or the others, to train on."""
+    """Return the edits of the contract that are judged, or the others, to train on.
+
+    Those to train on take turns in giving their subjects every answer of their relation.
+    """
     each = len(facts()) // len(RELATIONS)
-    return [
-        edit_of(fact) for place, fact in enumerate(facts()) if (place % each < JUDGED) == judged
-    ]
+    answers = [list(relation.answers.values()) for relation in RELATIONS]
+    found = []
+    for place, fact in enumerate(facts()):
+        relation, own = divmod(place, each)
+        if (own < JUDGED) == judged:
+            other = answers[relation][own - JUDGED if own < 2 * JUDGED else (own + 1) % each]
+            found.append(edit_of(fact) if judged else evolve(edit_of(fact), target_new=other))
+    return found
 
 
 def plan(folder, **changes):
@@ -89,13 +104,9 @@ def models(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def checkpoints(models):
     """Return a folder with a trained checkpoint for each of the contract's two models."""
-    recipe = hashlib.sha256()
-    modules = (kedit_serac.lessons, kedit_memory.scope_training)
-    folders = {Path(one.__file__).parent for one in modules}
-    for path in sorted(
-        [Path(__file__), *(one for folder in folders for one in folder.glob("*.py"))]
-    ):
-        recipe.update(path.read_bytes())
+    recipe = hashlib.sha256(repr(plan("")).encode())
+    for module in MADE_BY:
+        recipe.update(Path(str(module.__file__)).read_bytes())
     root = Path(models) / f"serac-{recipe.hexdigest()[:16]}"
     for family in FAMILIES:
         if not (root / family / BEST).exists():
