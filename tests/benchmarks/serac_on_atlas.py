@@ -2,8 +2,8 @@
 
 ``python tests/benchmarks/serac_on_atlas.py MODEL --checkpoint FOLDER [--edits 100 --edits 1000] [--json]``
 
-``kedit serac train`` filled the folder from ``atlas:training`` (docs/how-to/train-serac.md). Scores are percentages
-by exact match, for each number of edits in memory:
+``kedit serac train`` filled the folder from ``atlas:training`` (docs/how-to/train-serac.md). Scores are in
+percent by exact match, for each number of edits in memory:
 
 * edits: on their own prompt; paraphrases; wordings that no fact was ever trained in;
 * copies: targets that are random strings of tokens, by the counterfactual model alone;

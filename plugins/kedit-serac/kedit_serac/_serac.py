@@ -97,6 +97,8 @@ def scope(
     part = memory_of(delta)
     classifier = classifier_from(part.tensors, part.settings["scope"], f"delta {delta.id}")
     members = members_of(delta)
+    if not prompts:
+        return Scope(probability=torch.zeros(0), requests=())
     asked = [one.ids for one in encode(tokenizer, prompts, delta.provenance.chat)]
     pooled = pooled_states(model, classifier.sites, asked, alone=True)
     match = classifier.match(classifier.embed(pooled), members.rows[_EMBEDDING], scope_top1)
