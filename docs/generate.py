@@ -33,7 +33,7 @@ from kedit_core.testing import (
 )
 
 REFERENCE = Path(__file__).parent / "reference"
-OURS = ("rome", "memit", "pmet")
+OURS = ("rome", "memit", "pmet", "serac")
 _USE = """from kedit_core.testing import MethodContract
 
 
