@@ -49,7 +49,7 @@ from kedit_core.testing import (
 from kedit_lab.metric_names import METRICS
 
 REFERENCE = Path(__file__).parent / "reference"
-OURS = ("rome", "memit", "pmet")
+OURS = ("rome", "memit", "pmet", "serac")
 _USE = """from kedit_core.testing import MethodContract
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 
-ROOMS = ("kedit_core", "kedit_core.testing", "kedit_locate")
+ROOMS = ("kedit_core", "kedit_core.testing", "kedit_locate", "kedit_memory")
 """Packages whose public modules others may import."""
 
 _OWN = ("kedit_core.cli", "kedit_core.template", "kedit_core.builtin")

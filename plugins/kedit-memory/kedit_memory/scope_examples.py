@@ -1,0 +1,111 @@
+"""Pooled states of everything that a scope classifier learns from, and which question each one asks."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from kedit_core.progress import Progress
+from kedit_core.tokens import encode
+from kedit_memory.pooling import Sites, pooled_states
+from kedit_memory.scope_facts import Facts
+
+_AT_ONCE = 512
+
+
+@frozen(kw_only=True)
+class Examples:
+    """Prompts as pooled states, told apart by what they ask.
+
+    Attributes:
+        pooled: (prompts, 3 · hidden) float32.
+        wordings: (facts, most) places of each fact's wordings in ``pooled``, its own prompt first, -1
+            behind the last.
+        others: (facts, most) places of other questions about each fact's subject, likewise.
+        neighbours: (facts, most) places of probes that an edit of each fact must leave alone, likewise.
+    """
+
+    pooled: Tensor = field(repr=False)
+    wordings: Tensor = field(repr=False)
+    others: Tensor = field(repr=False)
+    neighbours: Tensor = field(repr=False)
+
+    def __len__(self) -> int:
+        """Return the number of facts."""
+        return len(self.wordings)
+
+
+def examples_of(
+    model: Any,
+    tokenizer: Any,
+    facts: Facts,
+    sites: Sites,
+    progress: Progress,
+    *,
+    wordings: int = 10,
+    others: int = 2,
+    edited: Collection[str] = (),
+    chat: bool = False,
+    seed: int = 0,
+) -> Examples:
+    """Return what a model makes of facts, of other questions about their subjects, and of their neighbours.
+
+    Args:
+        model: the frozen one, in ``eval`` mode.
+        tokenizer: the model's.
+        facts: to learn from.
+        sites: whose inputs are pooled.
+        progress: hears how far it is.
+        wordings: of one fact at the most.
+        others: other questions about a subject at the most.
+        edited: prompts of facts elsewhere; a neighbour that is one of them is in the scope of that one.
+        chat: render prompts through the chat template.
+        seed: of the choices.
+    """
+    away = {*edited, *(fact.request.prompt for fact in facts.facts)}
+    said = [facts.wordings(fact, wordings, seed) for fact in facts.facts]
+    asked = [facts.other_questions(fact, others, seed) for fact in facts.facts]
+    near = [tuple(one for one in fact.neighbours if one not in away) for fact in facts.facts]
+    places: dict[str, int] = {}
+    tables = [_table(kind, places) for kind in (said, asked, near)]
+    ids = [one.ids for one in encode(tokenizer, list(places), chat)]
+    pooled = []
+    with progress.task("reading what asks the same and what does not", len(ids), "prompts") as done:
+        for start in range(0, len(ids), _AT_ONCE):
+            some = ids[start : start + _AT_ONCE]
+            pooled.append(pooled_states(model, sites, some, alone=False))
+            done(len(some))
+    first, second, third = tables
+    return Examples(pooled=torch.cat(pooled), wordings=first, others=second, neighbours=third)
+
+
+def _table(texts: Sequence[tuple[str, ...]], places: dict[str, int]) -> Tensor:
+    """Return the place of every text, (facts, most), -1 behind the last; new texts get the next places."""
+    most = max(1, max(map(len, texts), default=1))
+    rows = [[places.setdefault(one, len(places)) for one in own] for own in texts]
+    return torch.tensor([[*row, *[-1] * (most - len(row))] for row in rows])
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """Return the examples of several sets of facts as one."""
+    shifts = torch.tensor([0, *(len(one.pooled) for one in parts[:-1])]).cumsum(0).tolist()
+    tables: Mapping[str, Tensor] = {
+        name: _stacked(
+            [_shifted(getattr(one, name), by) for one, by in zip(parts, shifts, strict=True)]
+        )
+        for name in ("wordings", "others", "neighbours")
+    }
+    return Examples(pooled=torch.cat([one.pooled for one in parts]), **tables)
+
+
+def _shifted(table: Tensor, by: int) -> Tensor:
+    return torch.where(table < 0, table, table + by)
+
+
+def _stacked(tables: Sequence[Tensor]) -> Tensor:
+    most = max(table.shape[1] for table in tables)
+    return torch.cat(
+        [torch.nn.functional.pad(table, (0, most - table.shape[1]), value=-1) for table in tables]
+    )

@@ -1,0 +1,28 @@
+"""What the tests of kedit-memory share: one torch thread, an own cache, and tiny models that can read."""
+
+import pytest
+import torch
+
+from kedit_core.testing import byte_level_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Return a byte-level tokenizer that adds nothing to a text, as GPT-2's."""
+    return byte_level_tokenizer(bos=False)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    """Return a float32 model, of Conv1D and of Linear modules."""
+    return tiny_model(request.param, dtype=torch.float32)

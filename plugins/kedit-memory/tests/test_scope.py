@@ -1,0 +1,63 @@
+"""The scope classifier: the nearest edit, a probability, and what it says of an empty memory."""
+
+import pytest
+import torch
+
+from kedit_core.errors import DeltaError
+from kedit_memory.kept import OUTSIDE
+from kedit_memory.pooling import Sites
+from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids, top_one
+
+CLASSIFIER = ScopeClassifier(
+    projection=torch.randn(8, 12, generator=torch.Generator().manual_seed(0)),
+    offset=torch.zeros(8),
+    sites=Sites(first="a", middle="b"),
+    threshold=0.8,
+    temperature=0.05,
+)
+
+
+def directions(number, width=8, seed=0):
+    found = torch.randn(number, width, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(found, dim=1)
+
+
+@pytest.mark.parametrize("edits", [1, 7, 8192, 20_000])
+def test_the_search_finds_what_the_whole_matrix_shows(edits):
+    queries, memory = directions(5), directions(edits, seed=1)
+    best, place = top_one(queries, memory)
+    wanted = (queries @ memory.T).max(1)
+    torch.testing.assert_close(best, wanted.values)
+    assert torch.equal(place, wanted.indices)
+
+
+def test_of_equal_edits_the_first_is_met():
+    memory = directions(3).repeat(4000, 1)
+    assert top_one(directions(3), memory)[1].tolist() == [0, 1, 2]
+
+
+def test_a_prompt_meets_the_edit_it_is_nearest_to_from_the_threshold_on():
+    memory = directions(6)
+    near = torch.nn.functional.normalize(memory[2] + 0.1 * directions(1, seed=3)[0], dim=0)
+    far = -memory[2]
+    match = CLASSIFIER.match(torch.stack([near, far]), memory)
+    assert match.edit[0] == 2
+    assert match.edit[1] == OUTSIDE
+    assert match.probability[0] > 0.5 > match.probability[1]
+    assert request_ids(match, list("abcdef"))[0] == "c"
+    assert request_ids(match, list("abcdef"))[1] is None
+
+
+def test_an_empty_memory_is_met_by_nobody():
+    match = CLASSIFIER.match(directions(2), torch.empty(0, 8))
+    assert match.edit.tolist() == [OUTSIDE, OUTSIDE]
+    assert match.probability.tolist() == [0, 0]
+
+
+def test_it_comes_back_from_its_tensors_and_settings():
+    again = classifier_from(CLASSIFIER.tensors(), CLASSIFIER.settings(), "here")
+    assert again == CLASSIFIER
+    pooled = torch.randn(3, 12)
+    assert torch.equal(again.embed(pooled), CLASSIFIER.embed(pooled))
+    with pytest.raises(DeltaError, match="no whole scope classifier"):
+        classifier_from({}, CLASSIFIER.settings(), "here")

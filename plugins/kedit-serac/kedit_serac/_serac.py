@@ -1,0 +1,232 @@
+"""SERAC keeps edits in a memory and leaves the model alone (Mitchell et al., 2022, arXiv:2206.06520).
+
+For each prompt a trained classifier finds the stored edit whose scope it is in, if any. There a small
+counterfactual model answers, which reads the stored edit and then the prompt; everywhere else the model does:
+
+    answer(x) = counterfactual(edit, x)  where  max over edits of cos(edit, x) ≥ threshold,   else  model(x)
+
+An edit is one more row of the memory: nothing is trained and nothing else is read again. What the delta holds
+is the whole memory, the classifier and the counterfactual model, so it needs no checkpoint any more.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit_core import Applied, Delta, EditBatch, Scope, SideMemory, Weights, encode
+from kedit_core.digests import digest
+from kedit_core.errors import KeditError
+from kedit_core.requests import EditRequest
+from kedit_core.tokens import Ids, encode_target
+from kedit_memory.kept import OUTSIDE
+from kedit_memory.members import Members, members_of, memory_of, shared_of
+from kedit_memory.passages import Passage
+from kedit_memory.pooling import pooled_in, pooled_states, watch
+from kedit_memory.routing import Routing
+from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids
+from kedit_serac.checkpoints import loaded, made_for, read_for
+from kedit_serac.config import SeracConfig
+from kedit_serac.counterfactual import Shape, Text, edit_text
+from kedit_serac.kernels import scope_top1
+from kedit_serac.telling import Telling, Told
+
+_MODEL = "counterfactual."
+_EMBEDDING = "embedding"
+
+
+@frozen(kw_only=True)
+class Trained:
+    """What training left: tensors and settings that are the same whatever the memory holds.
+
+    Attributes:
+        tensors: of classifier and counterfactual model.
+        settings: the rest, JSON values.
+    """
+
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    settings: Mapping[str, Any]
+
+    @property
+    def classifier(self) -> ScopeClassifier:
+        """Return the scope classifier."""
+        return classifier_from(self.tensors, self.settings["scope"], "the memory")
+
+
+def serac(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: EditBatch,
+    config: SeracConfig,
+    previous: Sequence[Delta],
+    weights: Weights,
+) -> Delta:
+    """Return the memory of ``previous`` without what is to be removed and with the edits of ``batch``."""
+    trained = _trained(weights, tokenizer, config, previous)
+    held = Members(requests=(), rows={})
+    if previous:
+        held = members_of(previous[-1]).without(batch.remove)
+    classifier = trained.classifier
+    prompts = [one.ids for one in encode(tokenizer, _prompts(batch.requests), batch.chat)]
+    # Read alone, so that an edit is the same bits whatever it was added with.
+    pooled = pooled_states(model, classifier.sites, prompts, alone=True)
+    rows = [classifier.embed(one[None])[0] for one in pooled]  # (width,) each
+    if rows:
+        held = held.plus(Members(requests=batch.requests, rows={_EMBEDDING: torch.stack(rows)}))
+    part = SideMemory(
+        at="", tensors={**trained.tensors, **held.tensors()}, settings=trained.settings
+    )
+    return Delta(method="serac", requests=held.requests, parts=[part])
+
+
+def attach(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delta: Delta, config: SeracConfig
+) -> Applied:
+    """Let the memory answer where a prompt is in its scope."""
+    return Answering(model, tokenizer, delta, config).attach()
+
+
+def scope(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delta: Delta, prompts: Sequence[str]
+) -> Scope:
+    """Return the probability that each prompt is in scope, and whose; a forward decides the same."""
+    part = memory_of(delta)
+    classifier = classifier_from(part.tensors, part.settings["scope"], f"delta {delta.id}")
+    members = members_of(delta)
+    if not prompts:
+        return Scope(probability=torch.zeros(0), requests=())
+    asked = [one.ids for one in encode(tokenizer, prompts, delta.provenance.chat)]
+    pooled = pooled_states(model, classifier.sites, asked, alone=True)
+    match = classifier.match(classifier.embed(pooled), members.rows[_EMBEDDING], scope_top1)
+    return Scope(probability=match.probability, requests=request_ids(match, members.ids))
+
+
+class Answering:
+    """A memory in force in a model."""
+
+    def __init__(self, model: Any, tokenizer: Any, delta: Delta, config: SeracConfig) -> None:
+        """Take everything out of ``delta`` that is needed to answer beside ``model``."""
+        part, members = memory_of(delta), members_of(delta)
+        weight = model.get_output_embeddings().weight
+        weights = {
+            name.removeprefix(_MODEL): one
+            for name, one in part.tensors.items()
+            if name.startswith(_MODEL)
+        }
+        self._model, self._hands_back = model, config.hand_back
+        self._counterfactual = loaded(Shape(**part.settings["shape"]), weights).to(weight)
+        classifier = classifier_from(part.tensors, part.settings["scope"], f"delta {delta.id}")
+        self._classifier = classifier.to(weight.device)
+        self._embeddings = members.rows[_EMBEDDING].to(weight.device)  # (edits, width)
+        texts = [_edit(tokenizer, one, delta.provenance.chat) for one in members.requests]
+        self._prompts = [prompt for prompt, _ in texts]
+        self._targets = [target for _, target in texts]
+        self._routing = Routing(model)
+
+    def attach(self) -> Applied:
+        """Begin to answer."""
+        hooks = watch(self._model, self._classifier.sites, self._routing)
+        return self._routing.attach(hooks, self._answer)
+
+    def _answer(self, passage: Passage, output: Any) -> Any:
+        if passage.reads_a_prompt:
+            pooled = pooled_in(passage).to(self._embeddings.device)
+            queries = self._classifier.embed(pooled)
+            passage.settle(self._classifier.match(queries, self._embeddings, scope_top1).edit)
+        kept = passage.kept
+        if kept is None or not kept.inside:
+            return output
+        if passage.whole:
+            rows = (kept.decision != OUTSIDE).nonzero()[:, 0]
+            edits = kept.decision[rows].tolist()
+            targets = [self._targets[edit] for edit in edits]
+            telling = Telling(self._counterfactual, rows, len(kept.decision), targets)
+            kept.beside = telling
+            keeps = getattr(output, "past_key_values", None) is not None
+            texts = [self._text(edit) for edit in edits]
+            told = telling.begin(
+                self._model, passage, texts, keeps=keeps, hands_back=self._hands_back
+            )
+        elif isinstance(kept.beside, Telling):
+            told = kept.beside.go_on(self._model, passage, hands_back=self._hands_back)
+        else:
+            return output
+        return _with_told(self._model, passage, output, told)
+
+    def _text(self, edit: int) -> Text:
+        return edit_text(self._prompts[edit], self._targets[edit])
+
+
+def _with_told(model: Any, passage: Passage, output: Any, told: Told) -> Any:
+    """Return the output with other logits where the counterfactual model's count."""
+    logits = output.logits.clone()
+    rows = told.rows.to(logits.device)
+    counts = told.counts.to(logits.device)[..., None]
+    logits[rows] = torch.where(counts, told.logits.to(logits), logits[rows])
+    output["logits"] = logits
+    labels = passage.given.get("labels")
+    if labels is not None:
+        output["loss"] = model.loss_function(
+            logits=logits, labels=labels, vocab_size=logits.shape[-1]
+        )
+    return output
+
+
+def _trained(
+    weights: Weights, tokenizer: Any, config: SeracConfig, previous: Sequence[Delta]
+) -> Trained:
+    """Return what training left: of the memory that is there, or else of the checkpoint.
+
+    Raises:
+        KeditError: there is neither, or the memory was made with another checkpoint.
+    """
+    if config.checkpoint is None and not previous:
+        raise KeditError(
+            "serac needs a trained scope classifier and counterfactual model; train them with "
+            "kedit serac train PLAN.toml, then say --set checkpoint=FOLDER"
+        )
+    if previous and config.checkpoint in (None, previous[-1].provenance.config.get("checkpoint")):
+        settings = dict(memory_of(previous[-1]).settings)
+        return _adjusted(Trained(tensors=shared_of(previous[-1]), settings=settings), config)
+    checkpoint = read_for(Path(str(config.checkpoint)), made_for(weights, tokenizer))
+    tensors = {
+        **checkpoint.classifier.tensors(),
+        **{_MODEL + name: one for name, one in checkpoint.weights.items()},
+    }
+    settings = {
+        "scope": checkpoint.classifier.settings(),
+        "shape": checkpoint.shape.as_json(),
+    }
+    if previous and not _same(tensors, shared_of(previous[-1])):
+        raise KeditError(
+            f"the memory in force was made with another checkpoint than {config.checkpoint}; undo it, or "
+            "make these edits with the same one"
+        )
+    return _adjusted(Trained(tensors=tensors, settings=settings), config)
+
+
+def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    found, wanted = ({name: digest(one) for name, one in all_.items()} for all_ in (some, others))
+    return found == wanted
+
+
+def _adjusted(trained: Trained, config: SeracConfig) -> Trained:
+    """Return the same with the threshold that was set by hand, if one was."""
+    if config.threshold is None:
+        return trained
+    scope = {**trained.settings["scope"], "threshold": config.threshold}
+    return evolve(trained, settings={**trained.settings, "scope": scope})
+
+
+def _prompts(requests: Sequence[EditRequest]) -> list[str]:
+    return [request.prompt for request in requests]
+
+
+def _edit(tokenizer: Any, request: EditRequest, chat: bool) -> tuple[Ids, Ids]:
+    """Return the token ids of an edit's prompt and of its target."""
+    (prompt,) = encode(tokenizer, [request.prompt], chat)
+    return prompt.ids, encode_target(tokenizer, prompt, request.joiner + request.target_new)

@@ -1,0 +1,174 @@
+"""Checkpoints: one safetensors file each, with JSON in its header. Nothing is ever unpickled.
+
+``best.safetensors`` is what editing takes; ``last.safetensors`` also holds what training needs to go on as if
+it had never stopped.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kedit_core import Weights
+from kedit_core.digests import tokenizer_fingerprint
+from kedit_core.errors import KeditError
+from kedit_core.files import write_atomically
+from kedit_memory.scope import ScopeClassifier, classifier_from
+from kedit_serac.counterfactual import Counterfactual, Shape, new_counterfactual
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+
+_KEY, _FORMAT = "kedit-serac", "1"
+_MODEL, _STATE = "counterfactual.", "training."
+_TOKENIZER = "tokenizer"
+
+
+@frozen(kw_only=True)
+class Checkpoint:
+    """A trained classifier and counterfactual model.
+
+    Attributes:
+        classifier: of the scope.
+        shape: of the counterfactual model.
+        weights: its state dict.
+        made_for: digests of a sample of the base, by dtype, and the fingerprint of its tokenizer.
+        chat: prompts were rendered through the chat template.
+        about: what training says of itself, JSON values.
+        state: tensors that training goes on from; empty in ``best``.
+    """
+
+    classifier: ScopeClassifier
+    shape: Shape
+    weights: Mapping[str, Tensor] = field(eq=False, repr=False)
+    made_for: Mapping[str, str]
+    chat: bool = False
+    about: Mapping[str, Any] = field(factory=dict, repr=False)
+    state: Mapping[str, Tensor] = field(factory=dict, eq=False, repr=False)
+
+    def counterfactual(self) -> Counterfactual:
+        """Return the model, in ``eval`` mode and without gradients."""
+        return loaded(self.shape, self.weights)
+
+
+def loaded(shape: Shape, weights: Mapping[str, Tensor]) -> Counterfactual:
+    """Return a counterfactual model with copies of these weights, in ``eval`` mode, without gradients."""
+    model = new_counterfactual(shape, 0)  # its rotary frequencies are no part of a state dict
+    model.load_state_dict(dict(weights))
+    return model.requires_grad_(False).eval()
+
+
+def made_for(weights: Weights, tokenizer: Any) -> dict[str, str]:
+    """Return what a base and its tokenizer are known again by; edits of its weights make no other base."""
+    return {**weights.base_digests(""), _TOKENIZER: tokenizer_fingerprint(tokenizer)}
+
+
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint; an older file stays whole until the new one is.
+
+    Raises:
+        KeditError: the file cannot be written.
+    """
+    tensors = {
+        **checkpoint.classifier.tensors(),
+        **{_MODEL + name: one for name, one in checkpoint.weights.items()},
+        **{_STATE + name: one for name, one in checkpoint.state.items()},
+    }
+    plain = {name: one.detach().cpu().contiguous().clone() for name, one in tensors.items()}
+    said = {
+        "scope": checkpoint.classifier.settings(),
+        "shape": checkpoint.shape.as_json(),
+        "made_for": dict(checkpoint.made_for),
+        "chat": checkpoint.chat,
+        "about": dict(checkpoint.about),
+    }
+    header = {_KEY: _FORMAT, "said": json.dumps(said)}
+    try:
+        write_atomically(path, lambda target: save_file(plain, target, metadata=header))
+    except (OSError, SafetensorError) as error:
+        raise KeditError(f"checkpoint {path} cannot be written ({error})") from error
+
+
+def read(path: Path) -> Checkpoint:
+    """Return what a checkpoint holds.
+
+    Args:
+        path: the file, or the folder, of which the best one is taken.
+
+    Raises:
+        KeditError: it is missing, damaged, or something else.
+    """
+    path = path / BEST if path.is_dir() else path
+    if not path.is_file():
+        raise KeditError(
+            f"there is no checkpoint {path}; kedit serac train PLAN.toml writes one into the plan's folder"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if header.get(_KEY) != _FORMAT:
+            raise KeditError(f"{path} is no checkpoint of SERAC that this version reads")
+        said = json.loads(header["said"])
+        return Checkpoint(
+            classifier=classifier_from(tensors, said["scope"], str(path)),
+            shape=Shape(**said["shape"]),
+            weights=_below(tensors, _MODEL),
+            made_for=said["made_for"],
+            chat=bool(said["chat"]),
+            about=said["about"],
+            state=_below(tensors, _STATE),
+        )
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, KeditError):
+            raise
+        raise KeditError(f"checkpoint {path} is damaged ({error})") from None
+
+
+def read_for(path: Path, base: Mapping[str, str]) -> Checkpoint:
+    """Return the checkpoint for a model.
+
+    Args:
+        path: a file, a folder that training filled, or a folder of such folders.
+        base: what the model is known by, as :func:`made_for` gives it.
+
+    Raises:
+        KeditError: there is none, or it was trained for another model.
+    """
+    inside = sorted(path.glob(f"*/{BEST}")) if path.is_dir() and not (path / BEST).exists() else []
+    for one in inside:
+        if not _differs(read(one), base):
+            return read(one)
+    if inside:
+        raise KeditError(
+            f"none of the {len(inside)} checkpoints in {path} was trained for this model; train one with "
+            "kedit serac train PLAN.toml"
+        )
+    found = read(path)
+    differs = _differs(found, base)
+    if differs:
+        raise KeditError(
+            f"checkpoint {path} was trained for another {differs}; train one for this model with "
+            "kedit serac train PLAN.toml"
+        )
+    return found
+
+
+def _differs(checkpoint: Checkpoint, base: Mapping[str, str]) -> str:
+    """Return what a checkpoint was trained for another one of, or nothing."""
+    known = checkpoint.made_for
+    # In the dtype of either, which comes first in both.
+    kinds = (next(iter(base)), next(iter(known), ""))
+    if not any(base.get(kind) == known.get(kind, "none") for kind in kinds):
+        return "model"
+    return "" if base[_TOKENIZER] == known.get(_TOKENIZER) else "tokenizer"
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
+    }

@@ -1,0 +1,95 @@
+"""``kedit serac``: the training that SERAC needs once for a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kedit_core.cli.opening import Json, read
+from kedit_core.plugins import Plugins
+
+if TYPE_CHECKING:
+    from kedit_serac.plans import TrainingPlan
+
+serac = typer.Typer(help="SERAC's scope classifier and counterfactual model.", no_args_is_help=True)
+
+_SHOWN = ("edit/acc_val", "copy/acc_val", "acc/pre_val", "acc/post_val", "scope/accepted_val")
+
+
+@serac.callback()
+def _commands() -> None:
+    """Keep ``train`` a command of its own, though it is the only one."""
+
+
+@serac.command()
+def train(
+    context: typer.Context,
+    plan: Annotated[Path, typer.Argument(help="A TOML or JSON file; docs/how-to/train-serac.md.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the plan's folder.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a scope classifier and a counterfactual model for one model."""
+    from kedit_core.cli.screen import BarProgress, print_json, screen
+    from kedit_serac.plans import read_plan
+    from kedit_serac.training import Training
+
+    asked = read_plan(plan)
+    plugins: Plugins = context.obj
+    model, tokenizer = _opened(plugins, asked)
+    judged = [one for source in asked.judged for one in read(plugins, source, None)]
+    earlier = _earlier(asked)
+    training = Training(
+        model,
+        tokenizer,
+        asked,
+        [_source(plugins, name) for name in asked.requests],
+        earlier=[_source(plugins, name) for name in earlier],
+        judged=judged,
+        progress=BarProgress(),
+        say=_say,
+    )
+    best = training.run(resume=resume)
+    scores = {name: one for name, one in best.about.items() if isinstance(one, int | float)}
+    scores |= best.about["scope"]
+    if as_json:
+        print_json({"checkpoint": str(training.folder), "scores": scores})
+        return
+    for name, value in scores.items():
+        screen().print(f"{name:28} {value:.4g}")
+    screen().print(f"kedit edit {asked.model} --method serac --set checkpoint={training.folder} …")
+
+
+def _source(plugins: Plugins, name: str) -> Any:
+    from kedit_serac.shards import Source
+
+    return Source(name=name, requests=read(plugins, name, None))
+
+
+def _earlier(plan: "TrainingPlan") -> list[str]:
+    """Return the shards that an earlier training learned."""
+    if plan.start is None:
+        return []
+    from kedit_serac.checkpoints import read as read_checkpoint
+
+    return [str(one) for one in read_checkpoint(Path(plan.start)).about.get("shards", [])]
+
+
+def _opened(plugins: Plugins, plan: "TrainingPlan") -> Any:
+    import torch
+
+    from kedit_core.cli.screen import quiet_transformers
+
+    kind = None if plan.dtype is None else getattr(torch, plan.dtype)
+    with quiet_transformers():
+        return plugins.call_all("open_model", source=plan.model, dtype=kind, device=plan.device)
+
+
+def _say(line: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    said = "  ".join(f"{name} {line[name]:.3f}" for name in _SHOWN if name in line)
+    mark = "  best" if line["best"] else ""
+    Console(stderr=True, highlight=False).print(f"step {line['step']}  {said}{mark}")

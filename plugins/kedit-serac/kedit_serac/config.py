@@ -1,0 +1,83 @@
+"""SERAC's settings, for editing and for training; no torch here."""
+
+from attrs import field, frozen, validators
+
+_SHARE = (validators.gt(0.0), validators.lt(1.0))
+
+
+def _share(instance: object, attribute: object, value: float) -> None:
+    for check in _SHARE:
+        check(instance, attribute, value)  # type: ignore[arg-type]
+
+
+@frozen(kw_only=True)
+class SeracConfig:
+    """Settings of SERAC.
+
+    Attributes:
+        checkpoint: folder that ``kedit serac train`` filled for this model, a file in it, or a folder of
+            such folders, of which the one for this model is taken.
+        threshold: cosine from which a prompt is in scope; None takes the calibrated one.
+        hand_back: once the answer was said, the model itself goes on from it; else the counterfactual
+            model says all that follows.
+    """
+
+    checkpoint: str | None = None
+    threshold: float | None = None
+    hand_back: bool = True
+
+
+@frozen(kw_only=True)
+class ScopeTraining:
+    """How the scope classifier is trained.
+
+    Attributes:
+        width: of its directions.
+        steps: of Adam.
+        lr: at the start; it falls to nothing over the second half.
+        dropout: share of the pooled states that is hidden from it at each step.
+        wordings: prompts at the most that ask for one fact, lent by its relation where it has fewer.
+        others: other questions about the subject of each fact.
+        rejects: share of the neighbours of the validation facts that the threshold keeps out.
+        rejects_same_subject: share of other questions about their subjects that it keeps out.
+    """
+
+    width: int = field(default=256, validator=validators.ge(1))
+    steps: int = field(default=1500, validator=validators.ge(1))
+    lr: float = field(default=3e-3, validator=validators.gt(0))
+    dropout: float = field(default=0.0, validator=[validators.ge(0), validators.lt(1)])
+    wordings: int = field(default=10, validator=validators.ge(2))
+    others: int = field(default=2, validator=validators.ge(1))
+    rejects: float = field(default=0.98, validator=_share)
+    rejects_same_subject: float = field(default=0.9, validator=_share)
+
+
+@frozen(kw_only=True)
+class CounterfactualTraining:
+    """How the counterfactual model is trained.
+
+    Attributes:
+        blocks: of the model, between embeddings and head of the base.
+        heads: of its attention; None takes one for every 64 of its width.
+        steps: of AdamW on each shard, at the most.
+        batch: rows of a step.
+        accumulate: parts that a step's rows are read in, one after the other.
+        lr: at the most; it rises over the first twentieth and falls to nothing at the end.
+        random_targets: share of rows whose target is a random string of tokens, so that it must be copied.
+        locality: weight of the KL divergence from the base where the stored edit is another fact's.
+        validate: steps between two validations; each writes the last checkpoint.
+        patience: validations without a better one, after which training stops.
+        replay: share of rows from earlier shards.
+    """
+
+    blocks: int = field(default=2, validator=validators.ge(1))
+    heads: int | None = None
+    steps: int = field(default=1200, validator=validators.ge(1))
+    batch: int = field(default=32, validator=validators.ge(1))
+    accumulate: int = field(default=1, validator=validators.ge(1))
+    lr: float = field(default=1e-3, validator=validators.gt(0))
+    random_targets: float = field(default=0.5, validator=[validators.ge(0), validators.le(1)])
+    locality: float = field(default=0.0, validator=validators.ge(0))
+    validate: int = field(default=100, validator=validators.ge(1))
+    patience: int = field(default=5, validator=validators.ge(1))
+    replay: float = field(default=0.5, validator=_share)

@@ -1,0 +1,54 @@
+"""Shards of the training set: read, split into what is learned and what it is validated on, tokenised."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from kedit_core import EditRequest
+from kedit_memory.scope_facts import Facts, facts_in, facts_of, split
+from kedit_serac.plans import TrainingPlan
+from kedit_serac.rows import Asked, asked_of
+
+
+@frozen(kw_only=True)
+class Source:
+    """One shard of requests, and what it is called."""
+
+    name: str
+    requests: Sequence[EditRequest] = field(repr=False)
+
+
+@frozen(kw_only=True)
+class Prepared:
+    """One shard, split and tokenised.
+
+    Attributes:
+        name: of the shard.
+        facts: to train on, and to validate on.
+        asked: the same, tokenised.
+    """
+
+    name: str
+    facts: tuple[Facts, Facts] = field(repr=False)
+    asked: tuple[Sequence[Asked], Sequence[Asked]] = field(repr=False)
+
+
+def prepared(source: Source, tokenizer: Any, plan: TrainingPlan) -> Prepared:
+    """Return a shard, split by subjects and tokenised.
+
+    Args:
+        source: what was read.
+        tokenizer: of the base.
+        plan: says how much is for validation, and how prompts are rendered.
+
+    Raises:
+        RequestError: its facts are too few, or none has another wording.
+    """
+    learned, held = split(source.requests, plan.validation, plan.seed)
+    facts = facts_of(learned), Facts(facts=facts_in(held))
+    asked = [
+        asked_of(tokenizer, one, wordings=plan.scope.wordings, chat=plan.chat, seed=plan.seed)
+        for one in facts
+    ]
+    return Prepared(name=source.name, facts=facts, asked=(asked[0], asked[1]))
