@@ -102,6 +102,6 @@ def _areas(found: Forgetting) -> str:
     """Return what the matrix comes to, as sentences."""
     mean = f" Mean of {count(found.orders, 'order')}." if found.orders > 1 else ""
     return (
-        f"{percent(found.fresh)} held when first judged, {percent(found.final)} at the end; over all "
-        f"judgements {percent(found.area)} (the area).{mean}"
+        f"{percent(found.fresh)} held when first judged, {percent(found.final)} at the end, on average since "
+        f"they were made {percent(found.area)} (the area).{mean}"
     )
