@@ -85,9 +85,8 @@ def _described(path: Path, header: dict[str, str]) -> dict[str, Any]:
         raise DeltaError(str(path), "is no delta file")
     found = json.loads(header[_ENTRY])
     kind = found["format"] if isinstance(found, dict) else found
-    if kind != _FORMAT:
+    if not isinstance(found, dict) or kind != _FORMAT:
         raise DeltaError(str(path), f"is format {kind} of delta file, this kedit reads {_FORMAT}")
-    assert isinstance(found, dict)
     return found
 
 

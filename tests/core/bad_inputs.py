@@ -429,9 +429,9 @@ def rewritten(change: Callable[[list, dict], None]) -> Callable[[Scene], Action]
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        described = json.loads(header["deltas"])
-        change(described, tensors)
-        save_file(tensors, path, metadata={**header, "deltas": json.dumps(described)})
+        said = json.loads(header["kedit"])
+        change(said["deltas"], tensors)
+        save_file(tensors, path, metadata={"kedit": json.dumps(said)})
         return scene.load(path)
 
     return make
@@ -694,7 +694,7 @@ def not_finite(_: list, tensors: dict) -> None:
 
 
 def other_format(path: bytes) -> bytes:
-    return path.replace(b'"kedit":"1"', b'"kedit":"9"')
+    return path.replace(rb"\"format\": \"2\"", rb"\"format\": \"9\"")
 
 
 def low_rank(out_features: int, in_features: int) -> LowRank:
@@ -1103,7 +1103,7 @@ CASES: tuple[BadInput, ...] = (
         (
             "a format of the future",
             bytes_changed(other_format),
-            _DELTA + "is format 9 of delta file, this kedit reads 1",
+            _DELTA + "is format 9 of delta file, this kedit reads 2",
         ),
         (
             "one changed number",
