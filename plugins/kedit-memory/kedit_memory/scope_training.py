@@ -92,13 +92,20 @@ def train_scope(
             loss.backward()  # type: ignore[no-untyped-call]
             adam.step()
             done(1)
-    projection = matrix.detach() / spread
+    projection = matrix.detach() / spread  # (width, features), of states as they are
+    offset = shift.detach() - projection @ centre
+    return _classifier(projection, offset, edge[0].detach(), edge[1].detach(), sites)
+
+
+def _classifier(
+    projection: Tensor, offset: Tensor, sharp: Tensor, edge: Tensor, sites: Sites
+) -> ScopeClassifier:
     return ScopeClassifier(
         projection=projection,
-        offset=shift.detach() - projection @ centre,
+        offset=offset,
         sites=sites,
-        threshold=float(edge[1].detach()),
-        temperature=float(torch.exp(-edge[0].detach())),
+        threshold=float(edge),
+        temperature=float(torch.exp(-sharp)),
     )
 
 

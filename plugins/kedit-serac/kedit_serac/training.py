@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve
 from torch import Tensor
 
 from kedit_core import EditRequest, Weights
@@ -32,6 +32,7 @@ from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.rows import stop_of
 from kedit_serac.shards import Prepared, Source, prepared
+from kedit_serac.where import Where
 
 LOG = "log.jsonl"
 
@@ -40,25 +41,6 @@ _METRIC = "loss/edit_val"
 
 Say = Callable[[Mapping[str, Any]], None]
 """Hears the scores of each validation."""
-
-
-@frozen(kw_only=True)
-class Where:
-    """How far training is.
-
-    Attributes:
-        shard: that is learned, from 0.
-        step: steps made on it.
-        best: the lowest validation loss on it.
-        stale: validations since then.
-        ended: no step is left on it.
-    """
-
-    shard: int = 0
-    step: int = 0
-    best: float = float("inf")
-    stale: int = 0
-    ended: bool = False
 
 
 class Training:
