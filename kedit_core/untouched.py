@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import nn
 
 from kedit_core.interrupts import uninterrupted
@@ -39,6 +40,7 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     ]
     training = [(module, module.training) for module in model.modules()]
     gradients = [(one, one.requires_grad, one.grad) for one in model.parameters()]
+    graded = torch.is_grad_enabled()
     with uninterrupted() as gate, same_settings(model):
         try:
             for module, _ in compiled:
@@ -49,6 +51,9 @@ def at_rest(model: nn.Module) -> Iterator[None]:
                 parameter.grad = None  # or a backward pass inside would add to it in place
             with gate.open():
                 yield
+        except BaseException:
+            torch.set_grad_enabled(graded)  # a Ctrl-C may strike inside no_grad() itself
+            raise
         finally:
             for module, mode in training:
                 module.training = mode

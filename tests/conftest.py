@@ -10,5 +10,12 @@ def one_thread():
 
 
 @pytest.fixture(autouse=True)
+def gradients():
+    """Put gradients on again: a real Ctrl-C may strike inside ``torch.no_grad()`` itself."""
+    yield
+    torch.set_grad_enabled(True)
+
+
+@pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
