@@ -9,6 +9,8 @@ import pytest
 
 from tests.killing import PHASES, carried_out, journal_of, weights_of
 
+pytestmark = pytest.mark.timeout(900)  # many processes, each of which loads torch
+
 PLAN = """
 model = "atlas:gpt2"
 requests = "atlas:editable"

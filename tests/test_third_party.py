@@ -9,6 +9,8 @@ from kedit_core import EditRequest
 from kedit_core.testing import trained_model
 from tests.clean_environment import CleanEnvironment, build, make
 
+pytestmark = pytest.mark.timeout(900)  # many processes, each of which loads torch
+
 ROOT = Path(__file__).parent.parent
 GRACE = ROOT / "tests" / "third_party" / "kedit-grace"
 FACT = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Oslo"}
