@@ -77,7 +77,7 @@ class Stream:
         self.requests, self.decisions = found.requests, found.decisions
         self._take_out = found.take_out
         count = len(self.requests)
-        self._batches, self._points = list(schedule.batches(count)), list(schedule.points(count))
+        self._batches, self._points = list(schedule.batches(count)), _by_end(schedule, count)
         self._newest: dict[tuple[int, int], EvalReport] = {}
         self._check_requests()
         self._limits, self._governor = limits, None if limits is None else Governor(limits, editor)
@@ -181,8 +181,8 @@ class Stream:
         assert self._limits is not None
         every = self._limits.every
         crossed = batch.stop // every > batch.start // every
-        ends = {point.at for point in self._points} if self._schedule.stages else set()
-        return crossed or batch.stop in ends or batch.stop == len(self.requests)
+        staged = bool(self._schedule.stages) and batch.stop in self._points
+        return crossed or staged or batch.stop == len(self.requests)
 
     def _window(self, batch: range) -> Sequence[EditRequest]:
         """Return the requests in force when windows are taken out again."""
@@ -190,9 +190,7 @@ class Stream:
         return self.requests[batch.start // length * length : batch.stop]
 
     def _judged(self, at: int, breaches: Sequence[Breach]) -> Iterator[Judgement]:
-        for point in self._points:
-            if point.at != at:
-                continue
+        for point in self._points.get(at, ()):
             found = self._record.judgement(point)
             if found is None:
                 some = self.requests[point.first : at]
@@ -222,7 +220,7 @@ class Stream:
             self._act_on(breaches)
         elif breaches is not None:
             self._good, self._good_at = self._editor.history, at
-        if not self._schedule.keep and any(point.at == at for point in self._points):
+        if not self._schedule.keep and at in self._points:
             self._editor.go_to(self._start)
             self._record.take_out(0)
 
@@ -240,3 +238,11 @@ class Stream:
                 f"{breaches[0].at - self._good_at} after them are out"
             )
         self.stopped = sentence
+
+
+def _by_end(schedule: Schedule, count: int) -> dict[int, list[Point]]:
+    """Return the points of a stream by after how many requests they are."""
+    found: dict[int, list[Point]] = {}
+    for point in schedule.points(count):
+        found.setdefault(point.at, []).append(point)
+    return found
