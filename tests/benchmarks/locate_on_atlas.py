@@ -48,6 +48,7 @@ SCORES: Mapping[str, Mapping[str, Any]] = {
 }
 ORIGINAL = {
     "passes": 1,
+    "shrink": 1.0,
     "history": "none",
     "keys": "half",
     "penalty": 100.0,

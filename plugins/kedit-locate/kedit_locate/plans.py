@@ -33,6 +33,7 @@ class Plan:
             an edit alone sticks.
         crowded: what that falls to as keys of edits fill a layer (``sticking``).
         passes: writes at most.
+        shrink: what is left of an update's length where earlier edits are in force.
     """
 
     downs: Sequence[Projection]
@@ -45,6 +46,7 @@ class Plan:
     until: float
     crowded: float
     passes: int
+    shrink: float = 1.0
 
 
 @frozen(kw_only=True)

@@ -12,6 +12,7 @@ from math import sqrt
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor, nn
 
 from kedit_core import Delta, Weights
@@ -67,6 +68,10 @@ def write_until_it_sticks(
         passes.append({"edits": len(waiting), "mean": sum(said) / len(said), "least": min(said)})
         if not (waiting := [n for n, one in enumerate(said) if one < until]):
             break
+    if previous and plan.shrink < 1:
+        batch.shrink(plan.shrink)
+        with batch.shown():
+            said = probabilities(model, edits, progress)
     return Written(
         parts=batch.parts,
         until=until,
@@ -172,6 +177,12 @@ class _Batch:
         were written before they were read.
         """
         return {path: keys.flatten(0, 1) for path, keys in self._keys.items()}
+
+    def shrink(self, share: float) -> None:
+        """Leave a share of every update's length."""
+        self._factors = [
+            [evolve(one, left=share * one.left) for one in own] for own in self._factors
+        ]
 
     def write(self, waiting: Sequence[int], values: Tensor) -> None:
         """Spread what is missing for some edits to have their values (requests, width), layer by layer."""

@@ -55,6 +55,7 @@ def memit(
         until=config.until,
         crowded=config.crowded,
         passes=config.passes,
+        shrink=config.shrink,
     )
 
     def find(wanted: Wanted) -> Values:

@@ -20,7 +20,7 @@ class MemitConfig:
     """Settings of MEMIT.
 
     The defaults make small steps and repeat them until an edit sticks. The original makes one large
-    step: ``passes=1``, ``keys="half"``, ``history="none"``, a larger ``search.clamp``, with
+    step: ``passes=1``, ``shrink=1``, ``keys="half"``, ``history="none"``, a larger ``search.clamp``, with
     ``search.direction="adam"`` and ``statistics.metric="moments"``.
 
     Attributes:
@@ -32,6 +32,8 @@ class MemitConfig:
             many, margin costs other facts. Between the two the log-odds fall with the root of the
             share that is filled.
         passes: writes at most; from the second on only what does not stick is written again.
+        shrink: where earlier edits are in force, an update is written at this share of its length: what edits
+            reach falls with it, what they do to other facts with its square. 1 is the original.
         keys: ``both`` writes a fact at the subject's key where a text begins with it and at the mean
             key behind the prefixes; ``half`` at half the bare prompt's key and half that mean, as the
             original.
@@ -48,6 +50,7 @@ class MemitConfig:
     until: float = field(default=0.985, validator=probability)
     crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
+    shrink: float = field(default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=small_steps)
     context: Context = field(factory=Context)

@@ -64,6 +64,7 @@ def pmet(
         until=config.until,
         crowded=config.crowded,
         passes=config.passes,
+        shrink=config.shrink,
     )
     find = _search(model, edits, attention, plan, config, batch, weights, progress)
     written = write_until_it_sticks(model, edits, plan, find, previous, weights, progress)

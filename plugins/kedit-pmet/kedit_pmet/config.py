@@ -24,7 +24,7 @@ class PmetConfig:
     """Settings of PMET.
 
     The defaults make small steps and repeat them until an edit sticks. The original writes once:
-    ``passes=1``, ``keys="half"``, ``history="none"``, with ``search.direction="adam"`` and
+    ``passes=1``, ``shrink=1``, ``keys="half"``, ``history="none"``, with ``search.direction="adam"`` and
     ``statistics.metric="moments"``. It also ends a search where the target is the likeliest token already;
     here the loss alone does.
 
@@ -39,6 +39,8 @@ class PmetConfig:
             many, margin costs other facts. Between the two the log-odds fall with the root of the
             share that is filled.
         passes: writes at most; from the second on only what does not stick is written again.
+        shrink: where earlier edits are in force, an update is written at this share of its length: what edits
+            reach falls with it, what they do to other facts with its square. 1 is the original.
         keys: ``both`` writes a fact at the subject's key where a text begins with it and at the mean
             key behind the prefixes; ``half`` at half the bare prompt's key and half that mean, as the
             original.
@@ -60,6 +62,7 @@ class PmetConfig:
     until: float = field(default=0.985, validator=probability)
     crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
+    shrink: float = field(default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=_small_steps)
     attention_clamp: float | None = field(
