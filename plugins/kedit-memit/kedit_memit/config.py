@@ -50,7 +50,9 @@ class MemitConfig:
     until: float = field(default=0.985, validator=probability)
     crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
-    shrink: float = field(default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    shrink: float = field(
+        default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0))
+    )
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=small_steps)
     context: Context = field(factory=Context)

@@ -62,7 +62,9 @@ class PmetConfig:
     until: float = field(default=0.985, validator=probability)
     crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
-    shrink: float = field(default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0)))
+    shrink: float = field(
+        default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0))
+    )
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=_small_steps)
     attention_clamp: float | None = field(
