@@ -1,7 +1,9 @@
-"""What a computation ran on, in words."""
+"""What a computation runs on: said in words, and given back the memory that was freed."""
 
+import ctypes
 import os
 import platform
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,6 +37,18 @@ def versions(packages: list[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def give_back_memory() -> None:
+    """Give memory that was freed back to the system, where the C library does so when asked (glibc).
+
+    Forwards of many lengths leave its heap full of holes: without this a stream of a thousand edits grows by
+    hundreds of MiB though nothing is held. It takes some milliseconds.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ from kedit_core.errors import KeditError
 from kedit_core.judgements import Judgement
 from kedit_core.judging import Metrics, peak_memory
 from kedit_core.limits import Breach, Governor, Limits
+from kedit_core.machine import give_back_memory
 from kedit_core.record import Made, Record
 from kedit_core.reports import EvalReport
 from kedit_core.requests import EditRequest
@@ -223,6 +224,8 @@ class Stream:
         if not self._schedule.keep and at in self._points:
             self._editor.go_to(self._start)
             self._record.take_out(0)
+        if at in self._points:
+            give_back_memory()
 
     def _act_on(self, breaches: Sequence[Breach]) -> None:
         assert self._limits is not None

@@ -10,6 +10,7 @@ from kedit_core import Delta, EditRequest, Weights
 from kedit_core.digests import state_digest
 from kedit_core.progress import Progress
 from kedit_core.scoring import score_answers
+from kedit_locate.asking import probabilities
 from kedit_locate.config import Search
 from kedit_locate.keys import columns_of, keys_of, written_by
 from kedit_locate.plans import Plan, Wanted, notes_of
@@ -366,3 +367,25 @@ def test_one_write_is_searched_for_to_the_end_that_it_is_told(model, rows):
 
     write_until_it_sticks(model, rows, plan, find, (), weights)
     assert ends == [None]
+
+
+def test_beside_earlier_edits_an_update_is_shorter_and_is_asked_for_as_written(model, rows):
+    alone, plan, weights = write(model, rows[:1], shrink=0.5, penalty=1.0)
+    whole, *_ = write(model, rows[:1], penalty=1.0)
+    assert same_parts(alone.parts, whole.parts)  # nothing is in force yet
+    earlier = [delta_of(alone, rows[:1])]
+    whole, *_ = write(model, rows[1:], previous=earlier, penalty=1.0)
+    short, *_ = write(model, rows[1:], previous=earlier, penalty=1.0, shrink=0.5)
+    for less, full in zip(short.parts, whole.parts, strict=True):
+        assert torch.equal(less.left, 0.5 * full.left)
+        assert torch.equal(less.right, full.right)
+    assert short.probability != whole.probability
+    with weights.temporarily(short.parts):
+        assert short.probability == probabilities(model, rows[1:], Progress())
+
+
+def same_parts(some, others):
+    return all(
+        torch.equal(one.left, other.left) and torch.equal(one.right, other.right)
+        for one, other in zip(some, others, strict=True)
+    )
