@@ -370,7 +370,7 @@ def test_one_write_is_searched_for_to_the_end_that_it_is_told(model, rows):
 
 
 def test_beside_earlier_edits_an_update_is_shorter_and_is_asked_for_as_written(model, rows):
-    alone, plan, weights = write(model, rows[:1], shrink=0.5, penalty=1.0)
+    alone, _, weights = write(model, rows[:1], shrink=0.5, penalty=1.0)
     whole, *_ = write(model, rows[:1], penalty=1.0)
     assert same_parts(alone.parts, whole.parts)  # nothing is in force yet
     earlier = [delta_of(alone, rows[:1])]
