@@ -214,10 +214,10 @@ class Stream:
 
     def _after(self, place: int, at: int, breaches: Sequence[Breach] | None) -> None:
         """Do what a breach asks for, or remember a good state; take a window out that was judged."""
+        self.breaches += tuple(breaches or ())
         if place < self._record.batches - 1:
             return  # gone through before a crash: the model is what it became since
         if breaches:
-            self.breaches += tuple(breaches)
             self._act_on(breaches)
         elif breaches is not None:
             self._good, self._good_at = self._editor.history, at

@@ -269,6 +269,19 @@ def test_the_last_good_state_of_a_memory_stays_stored(edit_with, facts, begun, m
     assert row.stopped == stream.stopped
 
 
+def test_what_a_stream_warned_of_before_it_was_stopped_is_still_known_after(
+    edit_with, facts, begun
+):
+    limits = Limits(retention=1.0, every=2, action="warn")  # nothing is said by a random model
+    found = streamed(edit_with("batcher"), begun(), facts(6), Schedule(), limits=limits)
+    for judgement in found:
+        if judgement.at == 5:
+            break
+    again = streamed(edit_with("batcher"), begun(resume=True), facts(6), Schedule(), limits=limits)
+    list(again)
+    assert [breach.at for breach in again.breaches] == [2, 4, 6]
+
+
 def test_a_crash_leaves_a_file_without_a_row_and_never_a_row_without_its_file(
     edit_with, facts, begun, monkeypatch
 ):
