@@ -203,6 +203,7 @@ class Stream:
                     breaches=tuple(breaches),
                 )
                 self._record.judged(found)
+                give_back_memory()
             yield found
 
     def _report(self, point: Point, requests: Sequence[EditRequest]) -> EvalReport:
@@ -224,8 +225,6 @@ class Stream:
         if not self._schedule.keep and at in self._points:
             self._editor.go_to(self._start)
             self._record.take_out(0)
-        if at in self._points:
-            give_back_memory()
 
     def _act_on(self, breaches: Sequence[Breach]) -> None:
         assert self._limits is not None

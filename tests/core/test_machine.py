@@ -36,4 +36,4 @@ def test_a_stream_gives_memory_back_after_each_judgement(edit_with, facts, monke
     monkeypatch.setattr(streams, "give_back_memory", lambda: given.append(len(editor.history)))
     for _ in editor.stream(facts(4), Schedule(batch_size=1, interval=2, keep=False)):
         pass
-    assert given == [0, 0]  # what is restored is out before
+    assert given == [2, 2]  # before it tells of the judgement
