@@ -1,22 +1,25 @@
 """What a long stream holds in memory: resident set after edit 10 and after edit 1,000.
 
-``python tests/benchmarks/stream_memory.py [--edits 1000] [--method rome] [--kept]``. Restored edits
-(``keep=False``) may leave nothing behind; kept ones no more than the bytes of their deltas, 5 % and one
-history state a layer. Exits 1 where more is left.
+``python tests/benchmarks/stream_memory.py [--edits 1000] [--method rome] [--kept] [--rounds 2]``. Edits may
+leave no more behind than the bytes of their deltas and 5 %; kept ones one history state a layer besides.
+The stream is made twice in one process: in the first round torch's kernels (by shape) and the tokenizer's
+pieces (by word) fill caches that are bounded, some MiB in all. Exits 1 where the last round leaves more.
 """
 
 import gc
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import typer
 
-from kedit_core import Delta, Dense, Editor, LowRank, Plugins
+from kedit_core import Delta, Dense, Editor, EditRequest, LowRank, Plugins
 from kedit_core.cli.screen import screen
 from kedit_core.schedule import Schedule
 
+FIRST = 10
 _PAGE = resource.getpagesize()
 
 
@@ -40,34 +43,44 @@ def size(delta: Delta) -> int:
     return sum(one.nbytes for one in tensors)
 
 
+def grown(editor: Editor, requests: Sequence[EditRequest], kept: bool) -> tuple[list[int], int]:
+    """Return what is in memory after edit 10 and after the last, and the bytes of the deltas made between."""
+    found, stored = [], 0
+    schedule = Schedule(keep=kept)
+    for judgement in editor.stream(requests, schedule, metrics=["reliability.exact"]):
+        stored += size(editor.deltas[-1]) if judgement.at > FIRST else 0
+        if judgement.at in (FIRST, len(requests)):
+            found.append(resident())
+    while editor.deltas:
+        editor.undo()
+    return found, stored
+
+
 def main(
-    model: str = "atlas:gpt2", method: str = "rome", edits: int = 1000, kept: bool = False
+    model: str = "atlas:gpt2",
+    method: str = "rome",
+    edits: int = 1000,
+    kept: bool = False,
+    rounds: int = 2,
 ) -> None:
-    """Make a stream and look at the memory."""
+    """Make the streams and look at the memory."""
     torch.set_num_threads(1)
     plugins = Plugins.installed()
     requests = list(plugins.call_all("read_requests", source="atlas:editable"))[:edits]
     settings = {"search": {"steps": 2}, "statistics": {"per_feature": 1}}
     editor = Editor.from_pretrained(model, method, settings, plugins=plugins)
-    schedule = Schedule(keep=kept)
-    found: dict[int, int] = {}
-    stored = 0
-    for judgement in editor.stream(requests, schedule, metrics=["reliability.exact"]):
-        stored += size(editor.deltas[-1]) if judgement.at > 10 else 0
-        if judgement.at in (10, len(requests)):
-            found[judgement.at] = resident()
-    grown = found[len(requests)] - found[10]
-    state = (
-        sum(4 * layer.down.shape[1] ** 2 for layer in editor.weights.layout.layers) if kept else 0
-    )
-    allowed = 1.05 * stored + state if kept else 1.05 * stored
-    console = screen()
-    console.print(
-        f"{model}, {method}, {len(requests)} edits, {'kept' if kept else 'restored'}: "
-        f"{found[10] / 2**20:.1f} MiB after edit 10, {found[len(requests)] / 2**20:.1f} MiB after the last; "
-        f"grown by {grown / 2**20:.2f} MiB, {stored / 2**20:.2f} MiB of deltas were made meanwhile"
-    )
-    sys.exit(grown > allowed)
+    inputs = [layer.down.shape[1] for layer in editor.weights.layout.layers]
+    state = sum(4 * one**2 for one in inputs) if kept else 0
+    less = True
+    for number in range(1, rounds + 1):
+        (first, last), stored = grown(editor, requests, kept)
+        less = last - first <= 1.05 * stored + state
+        screen().print(
+            f"{model}, {method}, {len(requests)} edits, {'kept' if kept else 'restored'}, round {number}: "
+            f"{first / 2**20:.1f} MiB after edit {FIRST}, {last / 2**20:.1f} MiB after the last; grown by "
+            f"{(last - first) / 2**20:.2f} MiB, {stored / 2**20:.2f} MiB of deltas were made meanwhile"
+        )
+    sys.exit(not less)
 
 
 if __name__ == "__main__":
