@@ -1,12 +1,15 @@
 """``kedit undo``: take edits out of a run, and restore a checkpoint from its originals."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from attrs import asdict
 
 from kedit_core.cli import tell
-from kedit_core.cli.screen import BarProgress, counted, quiet_transformers, screen
+from kedit_core.cli.opening import Json
+from kedit_core.cli.screen import BarProgress, counted, print_json, quiet_transformers, screen
 from kedit_core.errors import KeditError
 from kedit_core.plugins import Plugins
 
@@ -40,25 +43,37 @@ def run(
         Path | None,
         typer.Option("--out", help="With --model: the folder to write; it must be new."),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Take an edit out of a run's state, or all; with --model restore an edited checkpoint."""
     _check(delta, model, out, everything=everything)
     plugins: Plugins = context.obj
-    if not everything:
-        # Not earlier: they load torch.
-        from kedit_core.run_undo import undo
-
-        with quiet_transformers():
-            _show(undo(run, delta, cell=cell, plugins=plugins, progress=BarProgress()))
-        return
+    # Not earlier: they load torch.
     from kedit_core.run_originals import restore
-    from kedit_core.run_undo import undo_all
+    from kedit_core.run_undo import undo, undo_all
 
-    if model is not None and out is not None:
-        with quiet_transformers():
-            _show_restored(restore(run, model, out, cell=cell, plugins=plugins))
-    for done in undo_all(run, cell):
+    restored: Restored | None = None
+    with quiet_transformers():
+        if not everything:
+            undone = [undo(run, delta, cell=cell, plugins=plugins, progress=BarProgress())]
+        else:
+            if model is not None and out is not None:
+                restored = restore(run, model, out, cell=cell, plugins=plugins)
+            undone = undo_all(run, cell)
+    if as_json:
+        print_json(_document(restored, undone))
+        return
+    if restored is not None:
+        _show_restored(restored)
+    for done in undone:
         _show(done)
+
+
+def _document(restored: "Restored | None", undone: Sequence["Undone"]) -> dict[str, Any]:
+    document: dict[str, Any] = {"undone": [asdict(one) for one in undone]}
+    if restored is not None:
+        document["restored"] = asdict(restored) | {"path": str(restored.path)}
+    return document
 
 
 def _check(delta: str | None, model: str | None, out: Path | None, *, everything: bool) -> None:

@@ -468,6 +468,22 @@ def test_undo_on_the_command_line(kedit, run_of):
     assert kedit("undo", run, "--all")[:2] == (0, "memory: nothing was in force, 0 left\n")
 
 
+def test_undo_prints_one_document_for_programs(kedit, run_of, opened, tmp_path):
+    run = run_of()
+    made = ids(run)
+    done = {"cell": "writer", "deltas": [made[-1]], "left": 3, "made_again": 0}
+    assert json.loads(kedit("undo", run, "--json")[1]) == {"undone": [done]}
+    edited, out = merged(opened, run, tmp_path / "edited"), tmp_path / "restored"
+    code, said, err = kedit("undo", run, "--all", "--model", edited, "--out", out, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(said)
+    done = {"cell": "writer", "deltas": made[:3], "left": 0, "made_again": 0}
+    assert told["undone"] == [done]
+    assert told["restored"]["path"] == str(out)
+    assert len(told["restored"]["weights"]) == 2
+    assert told["restored"]["cast"] == told["restored"]["foreign"] == []
+
+
 # --- restoring a checkpoint --------------------------------------------------------------------
 
 
