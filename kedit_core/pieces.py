@@ -51,6 +51,7 @@ class LayerLayout:
         experts: the module that holds the weights of a mixture of experts.
         skipped: linear maps of the MLP that the traced forward did not run, for example because a
             fused kernel stands in their place.
+        gated: what the down-projection reads is a product of two linear maps (SwiGLU and its kin).
     """
 
     index: int
@@ -61,6 +62,7 @@ class LayerLayout:
     mlp: str | None
     experts: str | None
     skipped: tuple[str, ...] = ()
+    gated: bool = False
 
 
 def layer_of(model: nn.Module, calls: list[Call], index: int, path: str) -> LayerLayout:
@@ -90,7 +92,20 @@ def layer_of(model: nn.Module, calls: list[Call], index: int, path: str) -> Laye
         mlp=_parent(down.path) if down else None,
         experts=experts,
         skipped=skipped if not experts else (),
+        gated=down is not None and _gated(down, inside, attention),
     )
+
+
+def _gated(down: Projection, inside: list[Call], attention: str | None) -> bool:
+    """Return whether two maps, or one that is twice as wide, make what the down-projection reads."""
+    widths = [
+        _projection(call).out_features
+        for call in inside
+        if _is_linear(call.module)
+        and call.path != down.path
+        and not (attention and call.path.startswith(f"{attention}."))
+    ]
+    return widths.count(down.in_features) > 1 or 2 * down.in_features in widths
 
 
 def _attends(module: nn.Module) -> bool:

@@ -1,6 +1,5 @@
 """``kedit undo``: take edits out of a run, and restore a checkpoint from its originals."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +54,7 @@ def run(
     restored: Restored | None = None
     with quiet_transformers():
         if not everything:
-            undone = [undo(run, delta, cell=cell, plugins=plugins, progress=BarProgress())]
+            undone = (undo(run, delta, cell=cell, plugins=plugins, progress=BarProgress()),)
         else:
             if model is not None and out is not None:
                 restored = restore(run, model, out, cell=cell, plugins=plugins)
@@ -69,7 +68,7 @@ def run(
         _show(done)
 
 
-def _document(restored: "Restored | None", undone: Sequence["Undone"]) -> dict[str, Any]:
+def _document(restored: "Restored | None", undone: tuple["Undone", ...]) -> dict[str, Any]:
     document: dict[str, Any] = {"undone": [asdict(one) for one in undone]}
     if restored is not None:
         document["restored"] = asdict(restored) | {"path": str(restored.path)}

@@ -55,6 +55,12 @@ def test_a_projection_says_how_wide_it_is_and_where_its_weight_is(name):
             assert found.conv1d is FAMILIES[name].conv1d
 
 
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.down])
+def test_an_mlp_whose_inner_state_is_a_product_is_gated(name):
+    plain = {"gpt2", "gptj", "gpt_neo", "gpt_neox", "phi", "opt", "bloom", "falcon"}
+    assert {layer.gated for layer in layout_of(build(name)).layers} == {name not in plain}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["gpt2", "gemma", "gemma2", "phi", "olmo2", "bloom"])
 def test_a_model_in_half_precision_has_the_layout_it_has_in_float32(name, dtype):

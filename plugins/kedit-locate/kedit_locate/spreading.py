@@ -63,15 +63,13 @@ def write_until_it_sticks(
             found.append(find(_wanted(edits, norms, waiting, plan, until, number)))
         searched |= zip(waiting, found[-1].nll, strict=True)
         batch.write(waiting, found[-1].value)
-        with batch.shown():
-            said = probabilities(model, edits, progress)
+        said = batch.said()
         passes.append({"edits": len(waiting), "mean": sum(said) / len(said), "least": min(said)})
         if not (waiting := [n for n, one in enumerate(said) if one < until]):
             break
     if previous and plan.shrink < 1:
         batch.shrink(plan.shrink)
-        with batch.shown():
-            said = probabilities(model, edits, progress)
+        said = batch.said()
     return Written(
         parts=batch.parts,
         until=until,
@@ -79,12 +77,19 @@ def write_until_it_sticks(
         passes=tuple(passes),
         probability=said,
         searched=tuple(searched.values()),
-        sizes=tuple(values.sizes for values in found),
         conditions=batch.conditions,
         conflicts=batch.conflicts,
-        refusal=next((values.refusal for values in found if values.refusal), ""),
-        apart=any(values.apart for values in found),
+        **_of_searches(found),
     )
+
+
+def _of_searches(found: Sequence[Values]) -> dict[str, Any]:
+    """Return what the searches of all passes tell of themselves."""
+    return {
+        "sizes": tuple(values.sizes for values in found),
+        "refusal": next((values.refusal for values in found if values.refusal), ""),
+        "apart": any(values.apart for values in found),
+    }
 
 
 def _wanted(
@@ -163,6 +168,11 @@ class _Batch:
     def shown(self) -> Any:
         """Return the block in which the model has the updates so far in it."""
         return self._weights.temporarily(self.parts)
+
+    def said(self) -> tuple[float, ...]:
+        """Return with what probability each target is said with the updates so far."""
+        with self.shown():
+            return probabilities(self._model, self._edits, self._progress)
 
     @property
     def conditions(self) -> tuple[float, ...]:

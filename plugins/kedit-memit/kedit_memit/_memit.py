@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
 from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
-from kedit_locate.layers import layers_of
+from kedit_locate.layers import layers_of, shrink_of
 from kedit_locate.moments import metrics_of
 from kedit_locate.plans import Plan, Wanted, notes_of
 from kedit_locate.rows import edit_rows
@@ -55,7 +55,7 @@ def memit(
         until=config.until,
         crowded=config.crowded,
         passes=config.passes,
-        shrink=config.shrink,
+        shrink=shrink_of(weights.layout, layers, config.shrink),
     )
 
     def find(wanted: Wanted) -> Values:

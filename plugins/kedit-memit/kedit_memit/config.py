@@ -33,7 +33,8 @@ class MemitConfig:
             share that is filled.
         passes: writes at most; from the second on only what does not stick is written again.
         shrink: where earlier edits are in force, an update is written at this share of its length: what edits
-            reach falls with it, what they do to other facts with its square. 1 is the original.
+            reach falls with it, what they do to other facts with its square. 1 is the original; None takes
+            1 where MLPs are gated (Llama) and 0.93 where they are not (GPT-2, GPT-J).
         keys: ``both`` writes a fact at the subject's key where a text begins with it and at the mean
             key behind the prefixes; ``half`` at half the bare prompt's key and half that mean, as the
             original.
@@ -50,8 +51,9 @@ class MemitConfig:
     until: float = field(default=0.985, validator=probability)
     crowded: float = field(default=0.75, validator=probability)
     passes: int = field(default=8, validator=validators.ge(1))
-    shrink: float = field(
-        default=0.95, validator=validators.and_(validators.gt(0.0), validators.le(1.0))
+    shrink: float | None = field(
+        default=None,
+        validator=validators.optional(validators.and_(validators.gt(0.0), validators.le(1.0))),
     )
     keys: Literal["both", "half"] = "both"
     search: Search = field(factory=small_steps)

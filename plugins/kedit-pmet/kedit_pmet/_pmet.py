@@ -25,7 +25,7 @@ from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
 from kedit_core.errors import ModelError
 from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
-from kedit_locate.layers import layers_of
+from kedit_locate.layers import layers_of, shrink_of
 from kedit_locate.moments import metrics_of
 from kedit_locate.plans import Find, Plan, Wanted, notes_of
 from kedit_locate.rows import EditRows, edit_rows
@@ -64,7 +64,7 @@ def pmet(
         until=config.until,
         crowded=config.crowded,
         passes=config.passes,
-        shrink=config.shrink,
+        shrink=shrink_of(weights.layout, layers, config.shrink),
     )
     find = _search(model, edits, attention, plan, config, batch, weights, progress)
     written = write_until_it_sticks(model, edits, plan, find, previous, weights, progress)
