@@ -52,6 +52,7 @@ def run(
     from kedit_core.run_undo import undo, undo_all
 
     restored: Restored | None = None
+    undone: tuple[Undone, ...]
     with quiet_transformers():
         if not everything:
             undone = (undo(run, delta, cell=cell, plugins=plugins, progress=BarProgress()),)
