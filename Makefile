@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 	@$(BIN)/python -m kedit_atlas.demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

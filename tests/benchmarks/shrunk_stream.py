@@ -52,7 +52,7 @@ def main(
     """Judge the stream at each share and print the scores."""
     torch.set_num_threads(threads)
     with TemporaryDirectory() as folder:
-        bench = Bench(model, "memit", {}, held_out(Path(folder)), BarProgress())
+        bench = Bench(model, "memit", {"shrink": 1.0}, held_out(Path(folder)), BarProgress())
         facts = bench.facts(edits, seed)
         facts = facts if order == 0 else random.Random(order).sample(facts, len(facts))
         made(bench, facts, path)
