@@ -69,8 +69,8 @@ def main(
     requests = list(plugins.call_all("read_requests", source="atlas:editable"))[:edits]
     settings = {"search": {"steps": 2}, "statistics": {"per_feature": 1}}
     editor = Editor.from_pretrained(model, method, settings, plugins=plugins)
-    inputs = [layer.down.shape[1] for layer in editor.weights.layout.layers]
-    state = sum(4 * one**2 for one in inputs) if kept else 0
+    downs = [layer.down for layer in editor.weights.layout.layers if layer.down is not None]
+    state = sum(4 * down.in_features**2 for down in downs) if kept else 0
     less = True
     for number in range(1, rounds + 1):
         (first, last), stored = grown(editor, requests, kept)
