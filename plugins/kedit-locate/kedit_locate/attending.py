@@ -72,7 +72,7 @@ def watched(cache: Any) -> Iterator[tuple[Any, set[int]]]:
     for number, layer in enumerate(lent.layers if lent is not None else ()):
         if type(layer) is DynamicLayer:
             watch(number, layer)
-    with _in_place_of_torchs(attend) as torchs:
+    with _in_place_of_torchs(attend) as torchs, _own_again(lent):
         yield lent, found
     if torchs is not sdpa_attention_forward:  # somebody's own, which may do more
         found.clear()
@@ -111,8 +111,21 @@ def read_where_it_lies(cache: Any, layers: frozenset[int]) -> Iterator[Any]:
 
     for number in layers:
         lend(lent.layers[number])
-    with _in_place_of_torchs(attend) as torchs:
+    with _in_place_of_torchs(attend) as torchs, _own_again(lent):
         yield lent
+
+
+@contextmanager
+def _own_again(lent: Any) -> Iterator[None]:
+    """Let the layers of a cache update themselves again at the end.
+
+    What stood in for their ``update`` holds them: its tensors would wait for the garbage collector.
+    """
+    try:
+        yield
+    finally:
+        for layer in lent.layers if lent is not None else ():
+            vars(layer).pop("update", None)
 
 
 class _Attention(torch.autograd.Function):
