@@ -1,5 +1,6 @@
 """A model from a layer and a token on, against whole forwards without cache, family by family."""
 
+import gc
 from contextlib import ExitStack
 from functools import partial
 
@@ -294,6 +295,35 @@ def test_after_an_interrupted_forward_models_attend_as_before():
         run(model, entered.suffix, *picked(starts))
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
     assert "sdpa" not in ALL_ATTENTION_FUNCTIONS._local_mapping
+
+
+def tensors_in_cycles():
+    """Return the tensors that only the garbage collector would free."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        return [one for one in gc.garbage if isinstance(one, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+@pytest.mark.parametrize("family", DIRECT)
+def test_what_was_read_is_freed_with_what_holds_it(family):
+    model = opened(family)
+    sites, starts = sites_of(model, "block"), starts_of(model)
+    shifts = some_shifts(sites)
+    gc.collect()
+    gc.disable()
+    try:
+        suffix = read_suffix(model, ROWS, starts)
+        entered = enter(model, suffix, blocks_below(model, sites), *picked(starts))
+        assert entered.suffix.direct
+        loss_and_gradients(from_suffix(model, entered.suffix, sites, starts, shifts), shifts)
+        del suffix, entered
+        assert tensors_in_cycles() == []
+    finally:
+        gc.enable()
 
 
 def test_in_few_bits_attention_and_head_are_the_models_own():
