@@ -24,3 +24,12 @@ def layers_of(layout: ModelLayout, chosen: Sequence[int] | None) -> tuple[int, .
     depth = len(layout.layers)
     first = int(_FROM * depth)
     return tuple(range(first, first + max(int(_COUNT * depth), 1)))
+
+
+def site_of(layout: ModelLayout, top: int) -> str:
+    """Return the module whose output the values are for: the topmost edited block.
+
+    Where a norm stands between the down-projection and the stream (post-norm families), what a layer
+    adds to the block's output is not what its projection writes; there it is that projection.
+    """
+    return layout.layer(top).path if layout.additive else layout.down_of(top).path

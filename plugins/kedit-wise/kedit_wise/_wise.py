@@ -1,0 +1,237 @@
+"""WISE keeps edits in a side memory of one projection (Wang et al., 2024, arXiv:2405.14768).
+
+Beside the weights W of one down-projection stand shards Δ₁, Δ₂ … of edits. A prompt goes to the side weights
+W + Δₙ where these would move what the projection writes by enough, and the whole answer goes with it; anywhere
+else the model answers, bit for bit:
+
+    n(x) = argmax over shards of dₙ(x) / tₙ  where that is ≥ 1, else none;    dₙ(x) = max over tokens of ‖Δₙ kₜ‖
+
+with kₜ what the projection reads at a token of the prompt. A shard is solved for (``closed_form``) or trained
+(``descent``, the original); its threshold tₙ lies between the distances of its own prompts and of texts that
+no edit is about. Full shards may be merged, when edits are made and never when they are used.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
+from kedit_core.errors import KeditError
+from kedit_core.layout import ModelLayout
+from kedit_core.pieces import Projection
+from kedit_core.progress import Progress
+from kedit_core.requests import EditRequest
+from kedit_locate.layers import layers_of
+from kedit_locate.templates import context_prefixes
+from kedit_wise.closed_form import Solver
+from kedit_wise.config import WiseConfig
+from kedit_wise.descent import Trainer
+from kedit_wise.irrelevant import Texts, irrelevant_texts
+from kedit_wise.merging import merged
+from kedit_wise.routes import calibrated, distances, pooled
+from kedit_wise.shards import Shard, SideMatrix, masked, side_matrix_of
+from kedit_wise.writing import Held, Writer, Written
+
+_TWO_THIRDS = 2 / 3
+
+
+def wise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: EditBatch,
+    config: WiseConfig,
+    previous: Sequence[Delta],
+    weights: Weights,
+    cache: TensorCache,
+    progress: Progress,
+) -> Delta:
+    """Return the memory of ``previous`` with the edits of ``batch`` in it."""
+    layer = layer_of(weights.layout, config)
+    down = weights.layout.down_of(layer)
+    prefixes = context_prefixes(model, tokenizer, config.context, config.seed, weights, cache)
+    memory = _memory(previous, down, config, prefixes)
+    texts = irrelevant_texts(model, tokenizer, down, config.routes, config.seed, weights, cache)
+    common = (model, tokenizer)
+    writer: Writer
+    if config.writer == "closed-form":
+        about = (config.closed_form, layer, prefixes, weights, cache, progress)
+        writer = Solver(model, tokenizer, *about)
+    else:
+        seen = (texts, config.routes.distance, config.seed)
+        writer = Trainer(*common, config.descent, layer, prefixes, *seen, weights, progress)
+    notes: list[Mapping[str, Any]] = []
+    waiting = list(batch.requests)
+    while waiting:
+        room = _room(memory, config.shards.size)
+        some, waiting = waiting[:room], waiting[room:]
+        earlier = _noted(batch.notes, len(notes))
+        written = writer.write(some, _held(memory, config.shards.size), earlier, chat=batch.chat)
+        memory = _with(memory, some, written, config, texts)
+        memory = _merged_if_due(memory, config, texts)
+        notes.append(written.notes)
+    return Delta(
+        method="wise",
+        requests=memory.requests,
+        parts=[memory.as_part()],
+        provenance=Provenance(notes={"layer": layer, "writes": notes}),
+    )
+
+
+def layer_of(layout: ModelLayout, config: WiseConfig) -> int:
+    """Return whose down-projection the memory stands beside.
+
+    What is solved for is written where subjects are looked up, in the middle of the layers that MEMIT takes;
+    what is trained two thirds down, as the original.
+
+    Args:
+        layout: of the model.
+        config: may name a layer.
+    """
+    if config.writer == "descent":
+        chosen = config.descent.layer
+        return int(_TWO_THIRDS * len(layout.layers)) if chosen is None else chosen
+    if config.closed_form.layer is not None:
+        return config.closed_form.layer
+    layers = layers_of(layout, None)
+    return layers[len(layers) // 2]
+
+
+def _memory(
+    previous: Sequence[Delta], down: Projection, config: WiseConfig, prefixes: Sequence[str]
+) -> SideMatrix:
+    """Return the memory in force, or an empty one.
+
+    Raises:
+        KeditError: the one in force stands elsewhere or is read otherwise than asked for now.
+    """
+    settings = {
+        "writer": config.writer,
+        "distance": config.routes.distance,
+        "choose": config.routes.choose,
+        "prefixes": list(prefixes),
+    }
+    if not previous:
+        return SideMatrix(
+            at=down.path,
+            shards=(),
+            requests=(),
+            keys=torch.empty(0),
+            shard=torch.empty(0, dtype=torch.long),
+            distance=torch.empty(0),
+            settings=settings,
+        )
+    found = side_matrix_of(previous[-1])
+    held = {name: found.settings.get(name) for name in settings}
+    if found.at != down.path or any(held[name] != one for name, one in settings.items()):
+        raise KeditError(
+            f"the memory in force stands beside {found.at} and was made with other settings; undo it, or "
+            "make these edits with the same writer, layer, routes, context and seed"
+        )
+    return found
+
+
+def _room(memory: SideMatrix, size: int) -> int:
+    """Return how many edits the newest shard takes still; that of a new one where it is full."""
+    if not memory.shards:
+        return size
+    left = size - len(memory.inside(len(memory.shards) - 1))
+    return left if left > 0 else size
+
+
+def _held(memory: SideMatrix, size: int) -> Held:
+    """Return the shard that the next edits go into: the newest one, or a new one where that is full."""
+    newest = len(memory.shards) - 1
+    begun = max((one.drawn for one in memory.shards), default=-1) + 1
+    places = memory.inside(newest)
+    if newest < 0 or len(places) >= size:
+        return Held(
+            drawn=begun, update=None, requests=(), keys=torch.empty(0), distance=torch.empty(0)
+        )
+    return Held(
+        drawn=memory.shards[newest].drawn,
+        update=memory.shards[newest].update,
+        requests=[memory.requests[place] for place in places.tolist()],
+        keys=memory.keys[places],
+        distance=memory.distance[places],
+    )
+
+
+def _with(
+    memory: SideMatrix,
+    requests: Sequence[EditRequest],
+    written: Written,
+    config: WiseConfig,
+    texts: Texts,
+) -> SideMatrix:
+    """Return the memory after a write into its newest shard, or into a new one."""
+    earlier = len(written.distance) - len(requests)
+    held = _held(memory, config.shards.size)
+    shards = memory.shards if held.update is None else memory.shards[:-1]
+    number = len(shards)
+    made = Shard(update=written.update, drawn=held.drawn)
+    distance = memory.distance.to(written.distance.dtype)
+    if earlier:
+        distance = distance.clone()
+        distance[memory.inside(number)] = written.distance[:earlier]
+    memory = evolve(
+        memory,
+        shards=(*shards, made),
+        requests=(*memory.requests, *requests),
+        keys=_joined(memory.keys, written.keys),
+        shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
+        distance=torch.cat([distance, written.distance[earlier:]]),
+    )
+    return _calibrated(memory, number, config, texts)
+
+
+def _joined(earlier: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([earlier, new]) if len(earlier) else new
+
+
+def _calibrated(
+    memory: SideMatrix, number: int, config: WiseConfig, texts: Texts
+) -> SideMatrix:
+    """Return the memory with the threshold of one shard set anew."""
+    routes, shard = config.routes, memory.shards[number]
+    places = memory.inside(number)
+    inside = memory.distance[places]
+    apart = texts.apart_from([memory.requests[place] for place in places.tolist()])
+    matrix = shard.update.matrix.to(texts.inputs.dtype)
+    by_token = distances(texts.inputs[apart], matrix[None])[0]  # (texts, tokens)
+    outside = pooled(by_token, texts.real[apart], routes.distance)
+    threshold, temperature = calibrated(inside, outside, routes.rejects)
+    if routes.threshold == "activation":
+        threshold = routes.ratio * float(inside.min())
+    made = evolve(shard, threshold=threshold, temperature=temperature)
+    return evolve(memory, shards=(*memory.shards[:number], made, *memory.shards[number + 1 :]))
+
+
+def _merged_if_due(memory: SideMatrix, config: WiseConfig, texts: Texts) -> SideMatrix:
+    """Return the memory with the shards of its last ``every`` edits made one, where these filled them."""
+    own = config.shards
+    count = own.every // own.size
+    full = len(memory.shards) and len(memory.inside(len(memory.shards) - 1)) >= own.size
+    if own.merge == "none" or not full or len(memory.requests) % own.every or count < 2:
+        return memory
+    first = 0 if own.into == "one" else max(len(memory.shards) - count, 0)
+    some = memory.shards[first:]
+    update = merged(
+        [one.update.matrix for one in some], [own.weight] * len(some), own.merge, own.density
+    )
+    mask = update != 0
+    one = Shard(update=masked(update, mask), drawn=max(shard.drawn for shard in some))
+    memory = evolve(
+        memory, shards=(*memory.shards[:first], one), shard=memory.shard.clamp(max=first)
+    )
+    return _calibrated(memory, first, config, texts)
+
+
+def _noted(notes: Mapping[str, Any], write: int) -> Mapping[str, Any]:
+    """Return what was noted of a write when the same edits were made before; nothing where nothing was."""
+    every = notes.get("writes")
+    found = every[write] if isinstance(every, list | tuple) and write < len(every) else None
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,146 @@
+"""The side memory's products: how far each shard would move an output, and the move of the one that is chosen.
+
+The main output always comes from the original module; what is computed here is only the difference that the
+side weights make, so that where no shard is chosen an output stays the bits that it was.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NONE = -1
+"""The shard of a token that no shard speaks for."""
+
+
+@torch.library.custom_op("kedit_wise::side_distance", mutates_args=())
+def side_distance(inputs: Tensor, updates: Tensor) -> Tensor:
+    """Return ‖Δ x‖ for every shard's update Δ and every token's input x, (shards, tokens).
+
+    It is the distance between the side output and the main one (arXiv:2405.14768, eq. 3). Sums are float32
+    (float64 where ``updates`` is).
+
+    Args:
+        inputs: (tokens, in_features) of the projection.
+        updates: (shards, out_features, in_features).
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    _check_inputs(inputs, updates)
+    return _distance(inputs, updates)
+
+
+@side_distance.register_fake
+def _(inputs: Tensor, updates: Tensor) -> Tensor:
+    _check_inputs(inputs, updates)
+    return inputs.new_empty(updates.shape[0], inputs.shape[0], dtype=_exact(updates))
+
+
+@torch.library.custom_op("kedit_wise::side_projection", mutates_args=())
+def side_projection(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
+    """Return outputs (tokens, out_features) moved by the update of each token's shard.
+
+    Tokens without a shard keep the bits of their output. Gradients go to inputs and outputs.
+
+    Args:
+        inputs: (tokens, in_features) of the projection.
+        updates: (shards, out_features, in_features).
+        shard: (tokens,) int64, ``NONE`` for none.
+        output: (tokens, out_features) of the projection.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    _check_outputs(inputs, updates, shard, output)
+    return _projection(inputs, updates, shard, output)
+
+
+@side_projection.register_fake
+def _(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
+    _check_outputs(inputs, updates, shard, output)
+    return output.new_empty(output.shape)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    del output
+    given, updates, shard, _ = inputs
+    ctx.save_for_backward(updates, shard)
+    ctx.like = given.new_empty(0), given.shape
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, Tensor]:
+    updates, shard = ctx.saved_tensors
+    like, shape = ctx.like
+    nothing = like.new_zeros(shape)
+    back: Tensor = side_projection(gradient, updates.transpose(1, 2), shard, nothing)
+    return back, None, None, gradient
+
+
+side_projection.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+if find_spec("triton") is not None:
+
+    @side_distance.register_kernel("cuda")
+    def _(inputs: Tensor, updates: Tensor) -> Tensor:
+        # Only here: on a machine without a GPU nobody should wait for triton.
+        from kedit_wise import _triton
+
+        _check_inputs(inputs, updates)
+        if torch.float64 in (inputs.dtype, updates.dtype):
+            return _distance(inputs, updates)
+        return _triton.side_distance(inputs, updates)
+
+    @side_projection.register_kernel("cuda")
+    def _(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
+        from kedit_wise import _triton
+
+        _check_outputs(inputs, updates, shard, output)
+        if torch.float64 in (inputs.dtype, updates.dtype):
+            return _projection(inputs, updates, shard, output)
+        return _triton.side_projection(inputs, updates, shard, output)
+
+
+def _exact(updates: Tensor) -> torch.dtype:
+    return torch.promote_types(updates.dtype, torch.float32)
+
+
+def _distance(inputs: Tensor, updates: Tensor) -> Tensor:
+    exact = _exact(updates)
+    given = inputs.to(exact)
+    distances = updates.new_empty(updates.shape[0], inputs.shape[0], dtype=exact)
+    for place, update in enumerate(updates):
+        distances[place] = (given @ update.to(exact).T).norm(dim=1)
+    return distances
+
+
+def _projection(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
+    exact = _exact(updates)
+    moved = output.clone()
+    for number in shard.unique().tolist():
+        if number == NONE:
+            continue
+        rows = (shard == number).nonzero()[:, 0]
+        shift = inputs[rows].to(exact) @ updates[number].to(exact).T
+        moved[rows] = (output[rows].to(exact) + shift).to(output.dtype)
+    return moved
+
+
+def _check_inputs(inputs: Tensor, updates: Tensor) -> None:
+    if inputs.ndim != 2 or updates.ndim != 3 or inputs.shape[1] != updates.shape[2]:
+        raise ValueError(
+            f"inputs and updates are {tuple(inputs.shape)} and {tuple(updates.shape)}; (tokens, in_features) "
+            "and (shards, out_features, in_features) are needed"
+        )
+
+
+def _check_outputs(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> None:
+    _check_inputs(inputs, updates)
+    wanted = (inputs.shape[0], updates.shape[1])
+    if shard.shape != inputs.shape[:1] or output.shape != wanted:
+        raise ValueError(
+            f"shard and output are {tuple(shard.shape)} and {tuple(output.shape)}; {wanted[:1]} and "
+            f"{wanted} are needed"
+        )

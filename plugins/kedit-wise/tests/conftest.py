@@ -1,0 +1,44 @@
+"""What the tests of kedit-wise share: one torch thread, an own cache, and tiny models that can read."""
+
+import pytest
+import torch
+
+from kedit_core import EditRequest
+from kedit_core.testing import byte_level_tokenizer, tiny_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Return a byte-level tokenizer that adds nothing to a text, as GPT-2's."""
+    return byte_level_tokenizer(bos=False)
+
+
+@pytest.fixture
+def tiny():
+    """Return the maker of tiny models: ``tiny("gpt2")``, ``tiny("llama", dtype=…)``."""
+    return tiny_model
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    """Return a float64 model, of Conv1D and of Linear modules."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def facts():
+    return [
+        EditRequest(prompt="{} plays the", subject="Toko Yasuda", target_new="guitar"),
+        EditRequest(prompt="The capital of {} is", subject="Norway", target_new="Lima"),
+        EditRequest(prompt="We hear of {}", subject="the Space Needle", target_new="the city"),
+    ]
