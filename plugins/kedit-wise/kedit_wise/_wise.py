@@ -4,10 +4,10 @@ Beside the weights W of one down-projection stand shards Δ₁, Δ₂ … of edi
 W + Δₙ where these would move what the projection writes by enough, and the whole answer goes with it; anywhere
 else the model answers, bit for bit:
 
-    n(x) = argmax over shards of dₙ(x) / tₙ  where that is ≥ 1, else none;    dₙ(x) = max over tokens of ‖Δₙ kₜ‖
+    n(x) = argmax over shards of rₙ(x) / tₙ  where that is ≥ 1, else none
 
-with kₜ what the projection reads at a token of the prompt. A shard is solved for (``closed_form``) or trained
-(``descent``, the original); its threshold tₙ lies between the distances of its own prompts and of texts that
+with rₙ(x) what a prompt reaches of a shard (``routes``). A shard is solved for (``closed_form``) or trained
+(``descent``, the original); its threshold tₙ lies between what its own prompts reach and what texts do that
 no edit is about. Full shards may be merged, when edits are made and never when they are used.
 """
 
@@ -19,7 +19,7 @@ from attrs import evolve
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
+from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights, encode
 from kedit_core.errors import KeditError
 from kedit_core.layout import ModelLayout
 from kedit_core.pieces import Projection
@@ -32,7 +32,8 @@ from kedit_wise.config import WiseConfig
 from kedit_wise.descent import Trainer
 from kedit_wise.irrelevant import Texts, irrelevant_texts
 from kedit_wise.merging import merged
-from kedit_wise.routes import calibrated, distances, pooled
+from kedit_wise.reading import read_by
+from kedit_wise.routes import Prompts, Router, calibrated
 from kedit_wise.shards import Shard, SideMatrix, masked, side_matrix_of
 from kedit_wise.writing import Held, Writer, Written
 
@@ -55,14 +56,13 @@ def wise(
     prefixes = context_prefixes(model, tokenizer, config.context, config.seed, weights, cache)
     memory = _memory(previous, down, config, prefixes)
     texts = irrelevant_texts(model, tokenizer, down, config.routes, config.seed, weights, cache)
-    common = (model, tokenizer)
     writer: Writer
     if config.writer == "closed-form":
         about = (config.closed_form, layer, prefixes, weights, cache, progress)
         writer = Solver(model, tokenizer, *about)
     else:
-        seen = (texts, config.routes.distance, config.seed)
-        writer = Trainer(*common, config.descent, layer, prefixes, *seen, weights, progress)
+        own = (config.descent, layer, prefixes, texts, config.seed, weights, progress)
+        writer = Trainer(model, tokenizer, *own)
     notes: list[Mapping[str, Any]] = []
     waiting = list(batch.requests)
     while waiting:
@@ -70,7 +70,10 @@ def wise(
         some, waiting = waiting[:room], waiting[room:]
         earlier = _noted(batch.notes, len(notes))
         written = writer.write(some, _held(memory, config.shards.size), earlier, chat=batch.chat)
-        memory = _with(memory, some, written, config, texts)
+        lines = [prefix + one.prompt for one in some for prefix in prefixes]
+        asked = [one.ids for one in encode(tokenizer, lines, batch.chat)]
+        memory = _with(memory, some, written, read_by(model, down, asked), config)
+        memory = _calibrated(memory, len(memory.shards) - 1, config, texts)
         memory = _merged_if_due(memory, config, texts)
         notes.append(written.notes)
     return Delta(
@@ -110,7 +113,7 @@ def _memory(
     """
     settings = {
         "writer": config.writer,
-        "distance": config.routes.distance,
+        "measure": config.routes.measure,
         "choose": config.routes.choose,
         "prefixes": list(prefixes),
     }
@@ -121,7 +124,7 @@ def _memory(
             requests=(),
             keys=torch.empty(0),
             shard=torch.empty(0, dtype=torch.long),
-            distance=torch.empty(0),
+            reached=torch.empty(0),
             settings=settings,
         )
     found = side_matrix_of(previous[-1])
@@ -148,15 +151,12 @@ def _held(memory: SideMatrix, size: int) -> Held:
     begun = max((one.drawn for one in memory.shards), default=-1) + 1
     places = memory.inside(newest)
     if newest < 0 or len(places) >= size:
-        return Held(
-            drawn=begun, update=None, requests=(), keys=torch.empty(0), distance=torch.empty(0)
-        )
+        return Held(drawn=begun, update=None, requests=(), keys=torch.empty(0))
     return Held(
         drawn=memory.shards[newest].drawn,
         update=memory.shards[newest].update,
         requests=[memory.requests[place] for place in places.tolist()],
         keys=memory.keys[places],
-        distance=memory.distance[places],
     )
 
 
@@ -164,49 +164,58 @@ def _with(
     memory: SideMatrix,
     requests: Sequence[EditRequest],
     written: Written,
+    lines: Prompts,
     config: WiseConfig,
-    texts: Texts,
 ) -> SideMatrix:
-    """Return the memory after a write into its newest shard, or into a new one."""
-    earlier = len(written.distance) - len(requests)
+    """Return the memory after a write into its newest shard, or into a new one.
+
+    Args:
+        memory: before.
+        requests: the new edits.
+        written: the shard with them.
+        lines: their prompts behind every prefix, the bare ones first.
+        config: the settings.
+    """
     held = _held(memory, config.shards.size)
     shards = memory.shards if held.update is None else memory.shards[:-1]
     number = len(shards)
-    made = Shard(update=written.update, drawn=held.drawn)
-    distance = memory.distance.to(written.distance.dtype)
-    if earlier:
-        distance = distance.clone()
-        distance[memory.inside(number)] = written.distance[:earlier]
     memory = evolve(
         memory,
-        shards=(*shards, made),
+        shards=(*shards, Shard(update=written.update, drawn=held.drawn)),
         requests=(*memory.requests, *requests),
         keys=_joined(memory.keys, written.keys),
         shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
-        distance=torch.cat([distance, written.distance[earlier:]]),
     )
-    return _calibrated(memory, number, config, texts)
+    each = _reached(memory, number, lines).reshape(len(requests), -1)  # (edits, prefixes)
+    own = each.amin(1) if config.routes.threshold == "calibrated" else each.mean(1)
+    return evolve(memory, reached=_joined(memory.reached, own))
+
+
+def _reached(memory: SideMatrix, number: int, prompts: Prompts) -> Tensor:
+    """Return what prompts reach of one shard, (prompts,)."""
+    places = memory.inside(number)
+    alone = evolve(
+        memory,
+        shards=(memory.shards[number],),
+        keys=memory.keys[places],
+        shard=torch.zeros(len(places), dtype=torch.long),
+    )
+    return Router(alone, prompts.inputs.device, prompts.inputs.dtype).reached(prompts)[0]
 
 
 def _joined(earlier: Tensor, new: Tensor) -> Tensor:
     return torch.cat([earlier, new]) if len(earlier) else new
 
 
-def _calibrated(
-    memory: SideMatrix, number: int, config: WiseConfig, texts: Texts
-) -> SideMatrix:
+def _calibrated(memory: SideMatrix, number: int, config: WiseConfig, texts: Texts) -> SideMatrix:
     """Return the memory with the threshold of one shard set anew."""
-    routes, shard = config.routes, memory.shards[number]
-    places = memory.inside(number)
-    inside = memory.distance[places]
+    routes, places = config.routes, memory.inside(number)
     apart = texts.apart_from([memory.requests[place] for place in places.tolist()])
-    matrix = shard.update.matrix.to(texts.inputs.dtype)
-    by_token = distances(texts.inputs[apart], matrix[None])[0]  # (texts, tokens)
-    outside = pooled(by_token, texts.real[apart], routes.distance)
-    threshold, temperature = calibrated(inside, outside, routes.rejects)
+    own, outside = memory.reached[places], _reached(memory, number, texts.read.some(apart))
+    threshold, temperature = calibrated(own, outside, routes.rejects)
     if routes.threshold == "activation":
-        threshold = routes.ratio * float(inside.min())
-    made = evolve(shard, threshold=threshold, temperature=temperature)
+        threshold = routes.ratio * float(own.min())
+    made = evolve(memory.shards[number], threshold=threshold, temperature=temperature)
     return evolve(memory, shards=(*memory.shards[:number], made, *memory.shards[number + 1 :]))
 
 

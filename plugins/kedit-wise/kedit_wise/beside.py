@@ -12,7 +12,7 @@ from kedit_core.outputs import first_tensor, replace_first
 from kedit_locate.capture import inputs_of
 from kedit_memory.routing import Routing
 from kedit_wise.kernels import side_projection
-from kedit_wise.routes import Router, named
+from kedit_wise.routes import Prompts, Router, named
 from kedit_wise.shards import SideMatrix, side_matrix_of
 
 
@@ -39,8 +39,8 @@ class Beside:
         inputs = args[0].reshape(rows * tokens, -1)
         if passage.reads_a_prompt:
             real = passage.prompts.to(inputs.device)
-            found = self._router.find(inputs.detach().reshape(rows, tokens, -1), real)
-            passage.settle(found.shard)
+            read = inputs.detach().reshape(rows, tokens, -1)
+            passage.settle(self._router.find(Prompts(inputs=read, real=real)).shard)
         kept = passage.kept
         if kept is None or not kept.inside:
             return None
@@ -56,13 +56,14 @@ def scope(model: Any, tokenizer: Any, delta: Delta, prompts: Sequence[str]) -> S
     """Return the probability that each prompt is in scope, and whose; a forward decides the same."""
     memory = side_matrix_of(delta)
     router = _router(memory, _module_of(model, memory, delta))
-    probability, requests = [], []
+    probability: list[float] = []
+    requests: list[str | None] = []
     for one in encode(tokenizer, prompts, delta.provenance.chat):
         # Alone, so that a prompt gets the same answer whatever else is asked.
         ids = torch.tensor([one.ids], device=model.device)
         mask = torch.ones_like(ids)
         inputs = inputs_of(model, [memory.at], ids, mask)[memory.at]
-        found = router.find(inputs, mask.bool())
+        found = router.find(Prompts(inputs=inputs, real=mask.bool()))
         probability.append(float(found.probability[0]))
         requests += named(memory, found)
     return Scope(probability=torch.tensor(probability), requests=requests)

@@ -8,8 +8,7 @@ new ones, so that a stream of edits does not overwrite itself; those of other sh
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kedit_core import Delta, EditRequest, TensorCache, Weights
 from kedit_core.progress import Progress
@@ -21,7 +20,7 @@ from kedit_locate.sizes import noted_before
 from kedit_locate.spreading import write_until_it_sticks
 from kedit_locate.values import Values, search_values
 from kedit_wise.config import ClosedForm
-from kedit_wise.shards import Update, as_parts, with_parts
+from kedit_wise.shards import as_parts, with_parts
 from kedit_wise.writing import Held, Written
 
 
@@ -82,11 +81,9 @@ class Solver:
         update = with_parts(held.update, written.parts)
         assert update is not None
         new = written.carry[self._down.path].cpu()  # (new edits · columns, in_features)
-        keys = new.reshape(len(requests), -1, new.shape[1])
         return Written(
             update=update,
-            keys=keys,
-            distance=stirred(update, torch.cat([held.keys, keys]) if len(held.keys) else keys),
+            keys=new.reshape(len(requests), -1, new.shape[1]),
             notes=notes_of(self._plan, written),
         )
 
@@ -96,15 +93,3 @@ class Solver:
             return []
         carry = {self._down.path: held.keys.flatten(0, 1)}
         return [Delta(method="wise", requests=held.requests, parts=(), carry=carry)]
-
-
-def stirred(update: Update, keys: Tensor) -> Tensor:
-    """Return by how much a shard moves the output at the keys of each edit, the least of its columns: (edits,).
-
-    Args:
-        update: of the shard.
-        keys: (edits, columns, in_features).
-    """
-    matrix = update.matrix.to(keys)
-    moved: Tensor = torch.linalg.vector_norm(keys @ matrix.T, dim=-1)  # (edits, columns)
-    return moved.amin(1)

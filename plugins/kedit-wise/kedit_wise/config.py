@@ -4,11 +4,25 @@ from typing import Literal
 
 from attrs import field, frozen, validators
 
-from kedit_locate.config import Context, Search, Statistics, probability, short_and_long, small_steps
+from kedit_locate.config import (
+    Context,
+    Search,
+    Statistics,
+    probability,
+    short_and_long,
+    small_steps,
+)
 
 _layer = validators.optional(validators.ge(0))
 _positive = validators.gt(0.0)
 _not_negative = validators.ge(0.0)
+
+
+def _above_zero(_: object, __: object, bound: float | None) -> None:
+    if bound is not None and bound <= 0:
+        raise ValueError(f"a bound of {bound} holds everything back; None sets none")
+
+
 _share = validators.and_(validators.gt(0.0), validators.le(1.0))
 
 
@@ -67,7 +81,7 @@ class Descent:
     optimiser: Literal["sgd", "adam"] = "sgd"
     lr: float = field(default=1.0, validator=_positive)
     decay: float = field(default=1e-5, validator=_not_negative)
-    clamp: float | None = field(default=1.0, validator=validators.optional(_positive))
+    clamp: float | None = field(default=1.0, validator=_above_zero)
     mask: float = field(default=0.2, validator=_share)
     masks: Literal["disjoint", "independent"] = "disjoint"
     stop: float = field(default=0.02, validator=_not_negative)
@@ -107,26 +121,28 @@ class Shards:
 
 @frozen(kw_only=True)
 class Routes:
-    """How a prompt finds its shard, by the distance between main and side output at its tokens.
+    """How a prompt finds its shard: by what the side weights would change at its tokens.
 
     Attributes:
-        distance: ``max`` takes the token where the two differ most; ``mean`` all tokens, as the original.
-        threshold: ``calibrated`` lies between the distances of the shard's edits and those of irrelevant
-            texts; ``activation`` is ``ratio`` times the least distance of its edits, as the original.
+        measure: ``match`` is the share of an edit's own move that a token makes, of the edit and the token
+            with most; ``max`` the distance between main and side output at the token where they differ
+            most; ``mean`` that of all tokens, as the original.
+        threshold: ``calibrated`` lies between what the shard's own prompts reach and what irrelevant texts
+            do; ``activation`` is ``ratio`` times the least of its edits' means, as the original.
         ratio: see ``threshold``.
         rejects: share of the irrelevant texts that a calibrated threshold keeps out at least.
         choose: among the shards whose threshold is reached, the one that reaches its own most times over
-            (``ratio``), or the one with the largest distance (``distance``), as the original.
+            (``ratio``), or the one that reaches most (``most``), as the original.
         texts: a file with an irrelevant text a line; None lets the model write them.
         count: of these texts.
         tokens: of each.
     """
 
-    distance: Literal["max", "mean"] = "max"
+    measure: Literal["match", "max", "mean"] = "match"
     threshold: Literal["calibrated", "activation"] = "calibrated"
     ratio: float = field(default=0.88, validator=_positive)
     rejects: float = field(default=0.99, validator=probability)
-    choose: Literal["ratio", "distance"] = "ratio"
+    choose: Literal["ratio", "most"] = "ratio"
     texts: str | None = None
     count: int = field(default=256, validator=validators.ge(1))
     tokens: int = field(default=16, validator=validators.ge(2))
@@ -137,7 +153,7 @@ class WiseConfig:
     """Settings of WISE.
 
     By default the side memory is solved for, where subjects are looked up. The original trains it:
-    ``writer="descent"`` with ``routes={distance="mean", threshold="activation", choose="distance"}`` and
+    ``writer="descent"`` with ``routes={measure="mean", threshold="activation", choose="most"}`` and
     ``shards={merge="ties"}``.
 
     Attributes:

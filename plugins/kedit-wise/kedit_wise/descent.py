@@ -5,7 +5,7 @@ The entries under the shard's mask go down the gradient of
     mean NLL(target | lines of the edit)  +  [D_out - D_in + γ]₊ + [D_out - α]₊ + [β - D_in]₊
 
 where D_in is the distance between side and main output on an edit's own prompts and D_out that on texts out
-of scope, over the tokens that routing would see. Everything that a step does is under the mask: gradient,
+of scope, means over the tokens that routing would see. Everything that a step does is under the mask: gradient,
 decay and bound. The edits of a batch train together, each with the step that it would take alone.
 """
 
@@ -18,7 +18,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from kedit_core import EditRequest, TensorCache, Weights
+from kedit_core import EditRequest, Weights
 from kedit_core.progress import Progress
 from kedit_locate.capture import replaced_output
 from kedit_locate.layers import site_of
@@ -27,7 +27,6 @@ from kedit_wise.config import Descent
 from kedit_wise.irrelevant import Texts
 from kedit_wise.lessons import Lesson, Part, lesson_of, lines_of
 from kedit_wise.masks import drawn
-from kedit_wise.routes import Over, distances, pooled, standing_for
 from kedit_wise.shards import masked
 from kedit_wise.writing import Held, Written
 
@@ -58,7 +57,6 @@ class Trainer:
         layer: int,
         prefixes: Sequence[str],
         texts: Texts,
-        over: Over,
         seed: int,
         weights: Weights,
         progress: Progress,
@@ -66,7 +64,7 @@ class Trainer:
         """Take what all shards have in common: their projection, texts before prompts and out of scope."""
         self._down, self._site = weights.layout.down_of(layer), site_of(weights.layout, layer)
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
-        self._prefixes, self._texts, self._over, self._seed = prefixes, texts, over, seed
+        self._prefixes, self._texts, self._seed = prefixes, texts, seed
         self._weights, self._progress = weights, progress
 
     def write(
@@ -85,13 +83,11 @@ class Trainer:
         start = torch.zeros(shape) if held.update is None else held.update.matrix
         start = start.to(lesson.inputs)
         mask = None if mask is None else mask.to(start.device)
-        descent = _Descent(self._model, self._site, lesson, aside, own, self._over)
+        descent = _Descent(self._model, self._site, lesson, aside, own)
         update, losses = descent.run(start, base.to(start), mask, self._progress)
-        reached, keys = self._kept(update, lesson, len(requests))
         return Written(
             update=masked(update, mask),
-            keys=keys.cpu(),
-            distance=torch.cat([held.distance.to(reached.cpu()), reached.cpu()]),
+            keys=_last_inputs(lesson, len(requests)).cpu(),
             notes={"loss": losses, **({"search": lesson.refusal} if lesson.refusal else {})},
         )
 
@@ -104,23 +100,21 @@ class Trainer:
     def _aside(self, trained: Sequence[EditRequest], held: Held, lesson: Lesson) -> Aside:
         places = self._texts.apart_from([*trained, *held.requests]).tolist()
         if not places:  # every text names some subject of the shard: better those than none
-            places = list(range(len(self._texts.ids)))
+            places = list(range(len(self._texts.words)))
         chosen: list[int] = []
         for one in trained:
             chance = Random(f"irrelevant {self._seed} {one.id}")  # noqa: S311
             chosen += chance.choices(places, k=self._settings.irrelevant)
         return Aside(
-            inputs=self._texts.inputs[chosen].to(lesson.inputs),
-            real=self._texts.real[chosen].to(lesson.inputs.device),
+            inputs=self._texts.read.inputs[chosen].to(lesson.inputs),
+            real=self._texts.read.real[chosen].to(lesson.inputs.device),
         )
 
-    def _kept(self, update: Tensor, lesson: Lesson, new: int) -> tuple[Tensor, Tensor]:
-        """Return of the new edits the distance (new edits,) and the inputs (new edits, 1, in_features)."""
-        by_token = distances(lesson.inputs, update[None])[0]  # (lines, tokens)
-        reached = pooled(by_token, lesson.prompts, self._over)  # (lines,)
-        bare = slice(0, None, lesson.each)
-        keys = standing_for(lesson.inputs[bare], by_token[bare], lesson.prompts[bare], self._over)
-        return reached.reshape(lesson.edits, lesson.each).mean(1)[:new], keys[:new, None]
+
+def _last_inputs(lesson: Lesson, edits: int) -> Tensor:
+    """Return the inputs at the last token of the first edits' bare prompts, (edits, 1, in_features)."""
+    bare = torch.arange(edits, device=lesson.inputs.device) * lesson.each
+    return lesson.inputs[bare, lesson.prompts[bare].sum(1) - 1][:, None]
 
 
 class _Descent:
@@ -133,10 +127,9 @@ class _Descent:
         lesson: Lesson,
         aside: Aside,
         settings: Descent,
-        over: Over,
     ) -> None:
         self._model, self._site, self._lesson, self._aside = model, site, lesson, aside
-        self._settings, self._over = settings, over
+        self._settings = settings
 
     def run(
         self, start: Tensor, base: Tensor, mask: Tensor | None, progress: Progress
@@ -153,20 +146,17 @@ class _Descent:
         kind = torch.optim.SGD if own.optimiser == "sgd" else torch.optim.Adam
         optimiser = kind([update], lr=own.lr)
         losses: list[float] = []
-        with torch.enable_grad(), progress.task("training the side", own.steps, "steps") as done:
+        with progress.task("training the side", own.steps, "steps") as done:
             for _ in range(own.steps):
-                update.grad = None
-                losses.append(self._loss(update) / self._lesson.edits)
+                loss, gradient = self._loss(update)
+                losses.append(loss / self._lesson.edits)
                 settled = len(losses) > 1 and abs(losses[-1] - losses[-2]) <= _SETTLED
                 if settled and losses[-1] <= own.stop:
                     break
-                assert update.grad is not None
                 with torch.no_grad():
-                    update.grad += own.decay * (base + update)
-                    if mask is not None:
-                        update.grad *= mask
-                optimiser.step()
-                with torch.no_grad():
+                    gradient += own.decay * (base + update)
+                    update.grad = gradient if mask is None else gradient * mask
+                    optimiser.step()
                     if own.clamp is not None:
                         update.clamp_(-own.clamp, own.clamp)
                     if mask is not None:
@@ -174,21 +164,24 @@ class _Descent:
                 done(1)
         return update.detach(), losses
 
-    def _loss(self, update: Tensor) -> float:
-        """Return the loss, summed over edits, and leave its gradient in ``update``."""
-        activation = self._margins(update)
-        activation.backward()  # type: ignore[no-untyped-call]
-        total = float(activation)
-        for part in self._lesson.parts:
+    @torch.enable_grad()
+    def _loss(self, update: Tensor) -> tuple[float, Tensor]:
+        """Return the loss, summed over edits, and its gradient (out_features, in_features)."""
+        loss = self._margins(update)
+        (gradient,) = torch.autograd.grad(loss, update)
+        total = float(loss)
+        for part in self._lesson.parts:  # one graph at a time
             loss = self._saying(part, update)
-            loss.backward()  # type: ignore[no-untyped-call]
+            gradient = gradient + torch.autograd.grad(loss, update)[0]
             total += float(loss)
-        return total
+        return total, gradient
 
     def _saying(self, part: Part, update: Tensor) -> Tensor:
         """Return what a part adds to the mean NLL of each edit's target, summed over edits."""
         shape = part.suffix.ids.shape
-        shift = self._lesson.inputs[part.lines, : shape[1]] @ update.T  # (lines, tokens, out_features)
+        shift = (
+            self._lesson.inputs[part.lines, : shape[1]] @ update.T
+        )  # (lines, tokens, out_features)
 
         def moved(hidden: Tensor) -> Tensor:
             return hidden + shift.to(hidden.dtype).reshape(hidden.shape)
@@ -210,7 +203,7 @@ class _Descent:
 
     def _distance(self, inputs: Tensor, real: Tensor, update: Tensor) -> Tensor:
         by_token = torch.linalg.vector_norm(inputs @ update.T, dim=-1)  # (lines, tokens)
-        return pooled(by_token, real, self._over)
+        return torch.where(real, by_token, 0.0).sum(1) / real.sum(1)
 
 
 def _mean_above(values: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from kedit_core.digests import tokenizer_fingerprint
 from kedit_core.errors import KeditError
 from kedit_core.pieces import Projection
 from kedit_core.tokens import beginning_of
-from kedit_locate.capture import inputs_of
-from kedit_locate.rows import padded
 from kedit_locate.sampling import sample, start_token
 from kedit_wise.config import Routes
+from kedit_wise.reading import read_by
+from kedit_wise.routes import Prompts
 
-_ROWS = 64  # read, or written, side by side
+_ROWS = 64  # written side by side
 
 
 @frozen(kw_only=True)
@@ -28,15 +28,11 @@ class Texts:
 
     Attributes:
         words: of each, for seeing what it is about.
-        ids: of each.
-        inputs: (texts, tokens, in_features) of the projection.
-        real: (texts, tokens) bool, which are no pads.
+        read: by the projection.
     """
 
     words: tuple[str, ...]
-    ids: tuple[tuple[int, ...], ...]
-    inputs: Tensor
-    real: Tensor
+    read: Prompts
 
     def apart_from(self, requests: Sequence[EditRequest]) -> Tensor:
         """Return the places of the texts that name no subject of these edits, (texts,)."""
@@ -87,7 +83,8 @@ def irrelevant_texts(
 
     def read() -> dict[str, Tensor]:
         with weights.original():
-            return _inputs(model, down, rows)
+            found = read_by(model, down, rows)
+        return {"inputs": found.inputs, "real": found.real.to(torch.uint8)}
 
     if routes.texts is None:
         first = 0 if beginning_of(tokenizer) else 1
@@ -98,9 +95,7 @@ def irrelevant_texts(
     kept = cache.get("inputs", {**key, "module": down.path}, read)
     return Texts(
         words=tuple(tokenizer.decode(row, skip_special_tokens=True) for row in rows),
-        ids=tuple(rows),
-        inputs=kept["inputs"],
-        real=kept["real"].bool(),
+        read=Prompts(inputs=kept["inputs"], real=kept["real"].bool()),
     )
 
 
@@ -114,23 +109,6 @@ def _written(model: nn.Module, tokenizer: Any, routes: Routes, seed: int) -> Ten
         begin = torch.full((rows, 1), start_token(tokenizer), device=device)
         found.append(sample(model, begin, routes.tokens, chance))
     return torch.cat(found)
-
-
-@torch.no_grad()
-def _inputs(
-    model: nn.Module, down: Projection, rows: Sequence[tuple[int, ...]]
-) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    width = max(map(len, rows))
-    inputs = torch.zeros(len(rows), width, down.in_features)
-    real = torch.zeros(len(rows), width, dtype=torch.uint8)
-    for start in range(0, len(rows), _ROWS):
-        ids, mask = padded(rows[start : start + _ROWS], device)
-        seen = inputs_of(model, [down.path], ids, mask)[down.path]
-        some = slice(start, start + len(ids))
-        inputs[some, : ids.shape[1]] = seen.float().cpu()
-        real[some, : ids.shape[1]] = mask.to(torch.uint8).cpu()
-    return {"inputs": inputs, "real": real}
 
 
 def _from_file(tokenizer: Any, routes: Routes) -> list[tuple[int, ...]]:

@@ -38,6 +38,41 @@ def _(inputs: Tensor, updates: Tensor) -> Tensor:
     return inputs.new_empty(updates.shape[0], inputs.shape[0], dtype=_exact(updates))
 
 
+@torch.library.custom_op("kedit_wise::side_match", mutates_args=())
+def side_match(
+    inputs: Tensor, probes: Tensor, sizes: Tensor, ends: Tensor, distances: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how well the moves of every token match those of a shard's edits, by the best of them.
+
+    With a token's move Δ x and an edit's m, a match is ⟨Δ x, m⟩ / max(‖m‖², ‖Δ x‖²), at most 1; the probe of
+    the edit is Δᵀ m / ‖m‖². Sums are float32 (float64 where ``probes`` is).
+
+    Args:
+        inputs: (tokens, in_features) of the projection.
+        probes: (probes, in_features), those of one shard together, at least one each.
+        sizes: (probes,) ‖m‖².
+        ends: (shards,) int64, where the probes of each shard end.
+        distances: (shards, tokens) ‖Δ x‖, as :func:`side_distance` returns them.
+
+    Returns:
+        best (shards, tokens), and place (shards, tokens) int64 among all probes; of equal ones the first.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    _check_probes(inputs, probes, sizes, ends, distances)
+    return _match(inputs, probes, sizes, ends, distances)
+
+
+@side_match.register_fake
+def _(
+    inputs: Tensor, probes: Tensor, sizes: Tensor, ends: Tensor, distances: Tensor
+) -> tuple[Tensor, Tensor]:
+    _check_probes(inputs, probes, sizes, ends, distances)
+    best = torch.empty_like(distances, dtype=_exact(probes))
+    return best, torch.empty_like(best, dtype=torch.int64)
+
+
 @torch.library.custom_op("kedit_wise::side_projection", mutates_args=())
 def side_projection(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
     """Return outputs (tokens, out_features) moved by the update of each token's shard.
@@ -93,6 +128,17 @@ if find_spec("triton") is not None:
             return _distance(inputs, updates)
         return _triton.side_distance(inputs, updates)
 
+    @side_match.register_kernel("cuda")
+    def _(
+        inputs: Tensor, probes: Tensor, sizes: Tensor, ends: Tensor, distances: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        from kedit_wise import _triton
+
+        _check_probes(inputs, probes, sizes, ends, distances)
+        if torch.float64 in (inputs.dtype, probes.dtype, sizes.dtype):
+            return _match(inputs, probes, sizes, ends, distances)
+        return _triton.side_match(inputs, probes, sizes, ends, distances)
+
     @side_projection.register_kernel("cuda")
     def _(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
         from kedit_wise import _triton
@@ -116,10 +162,28 @@ def _distance(inputs: Tensor, updates: Tensor) -> Tensor:
     return distances
 
 
+def _match(
+    inputs: Tensor, probes: Tensor, sizes: Tensor, ends: Tensor, distances: Tensor
+) -> tuple[Tensor, Tensor]:
+    exact = _exact(probes)
+    given, tiny = inputs.to(exact), torch.finfo(exact).tiny
+    best = torch.empty_like(distances, dtype=exact)
+    place = torch.empty_like(best, dtype=torch.int64)
+    start = 0
+    for shard, end in enumerate(ends.tolist()):
+        products = given @ probes[start:end].to(exact).T  # (tokens, probes of the shard)
+        moved = distances[shard, :, None].to(exact).square().clamp(min=tiny)
+        matches = products * (sizes[start:end].to(exact) / moved).clamp(max=1.0)
+        best[shard], found = matches.max(dim=1)
+        place[shard] = found + start
+        start = end
+    return best, place
+
+
 def _projection(inputs: Tensor, updates: Tensor, shard: Tensor, output: Tensor) -> Tensor:
     exact = _exact(updates)
     moved = output.clone()
-    for number in shard.unique().tolist():
+    for number in torch.unique(shard).tolist():
         if number == NONE:
             continue
         rows = (shard == number).nonzero()[:, 0]
@@ -133,6 +197,20 @@ def _check_inputs(inputs: Tensor, updates: Tensor) -> None:
         raise ValueError(
             f"inputs and updates are {tuple(inputs.shape)} and {tuple(updates.shape)}; (tokens, in_features) "
             "and (shards, out_features, in_features) are needed"
+        )
+
+
+def _check_probes(
+    inputs: Tensor, probes: Tensor, sizes: Tensor, ends: Tensor, distances: Tensor
+) -> None:
+    shapes = [tuple(one.shape) for one in (inputs, probes, sizes, ends, distances)]
+    agree = (
+        inputs.ndim == probes.ndim == 2 and inputs.shape[1] == probes.shape[1] and ends.ndim == 1
+    )
+    if not agree or shapes[2:] != [shapes[1][:1], shapes[3], (*shapes[3], shapes[0][0])]:
+        raise ValueError(
+            f"inputs, probes, sizes, ends and distances are {shapes}; (tokens, in_features), (probes, "
+            "in_features), (probes,), (shards,) and (shards, tokens) are needed"
         )
 
 

@@ -164,7 +164,10 @@ def _cut(model: nn.Module, lines: Sequence[Line]) -> list[slice]:
 def _part(model: nn.Module, lines: Sequence[Line], some: slice, each: int) -> Part:
     suffix = read_suffix(model, [line.ids for line in lines], [0 for _ in lines])
     device = suffix.ids.device
-    row, place, target, share = [], [], [], []
+    row: list[int] = []
+    place: list[int] = []
+    target: list[int] = []
+    share: list[float] = []
     for number, line in enumerate(lines):
         count = len(line.target)
         row += [number] * count

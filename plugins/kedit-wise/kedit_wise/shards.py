@@ -15,7 +15,7 @@ from kedit_core.requests import as_requests
 from kedit_memory.members import Members, members_of, memory_of
 from kedit_wise.masks import packed, unpacked
 
-_KEYS, _SHARD, _DISTANCE = "keys", "shard", "distance"
+_KEYS, _SHARD, _REACHED = "keys", "shard", "reached"
 _PREFIX = "shard"
 
 
@@ -124,8 +124,8 @@ class Shard:
 
     Attributes:
         update: of the matrix.
-        threshold: distance from which on a prompt is in scope.
-        temperature: how fast the probability grows around it, on the logarithm of the distance.
+        threshold: what a prompt in its scope reaches at least.
+        temperature: how fast the probability grows around it, on the logarithm of what is reached.
         drawn: how many shards were begun before it; which mask is its own.
     """
 
@@ -145,7 +145,7 @@ class SideMatrix:
         requests: of the edits, in the order in which they were made.
         keys: (edits, columns, in_features) inputs of the projection that stand for each edit.
         shard: (edits,) int64, in which shard each is.
-        distance: (edits,) between main and side output on its own prompts.
+        reached: (edits,) what its own prompts reach, as they did when it was made.
         settings: how it is read, JSON values.
     """
 
@@ -154,7 +154,7 @@ class SideMatrix:
     requests: tuple[EditRequest, ...] = field(converter=as_requests)
     keys: Tensor = field(eq=digest, repr=False)
     shard: Tensor = field(eq=digest, repr=False)
-    distance: Tensor = field(eq=digest, repr=False)
+    reached: Tensor = field(eq=digest, repr=False)
     settings: Mapping[str, Any]
 
     def inside(self, shard: int) -> Tensor:
@@ -171,13 +171,9 @@ class SideMatrix:
         """Return the temperature of every shard, (shards,) float64."""
         return torch.tensor([one.temperature for one in self.shards], dtype=torch.float64)
 
-    def updates(self) -> Tensor:
-        """Return the updates of all shards in one stack, (shards, out_features, in_features)."""
-        return torch.stack([one.update.matrix for one in self.shards])
-
     def as_part(self) -> SideMemory:
         """Return it as a delta holds it."""
-        rows = {_KEYS: self.keys, _SHARD: self.shard, _DISTANCE: self.distance}
+        rows = {_KEYS: self.keys, _SHARD: self.shard, _REACHED: self.reached}
         members = Members(requests=self.requests, rows=rows)
         tensors = {**members.tensors()}
         settings = []
@@ -220,7 +216,7 @@ def side_matrix_of(delta: Delta) -> SideMatrix:
             requests=members.requests,
             keys=members.rows[_KEYS],
             shard=members.rows[_SHARD],
-            distance=members.rows[_DISTANCE],
+            reached=members.rows[_REACHED],
             settings=settings,
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -261,7 +257,7 @@ def merge(memories: Sequence[Delta]) -> Delta:
             requests=(*held.requests, *(more.requests[place] for place in new)),
             keys=torch.cat([held.keys, more.keys[new]]),
             shard=torch.cat([held.shard, more.shard[new] + len(held.shards)]),
-            distance=torch.cat([held.distance, more.distance[new]]),
+            reached=torch.cat([held.reached, more.reached[new]]),
         )
     return evolve(first, requests=held.requests, parts=[held.as_part()])
 
@@ -278,6 +274,4 @@ def _tensors(update: Update) -> Iterator[tuple[str, Tensor]]:
 def _update(tensors: Mapping[str, Tensor], prefix: str, shape: tuple[int, int]) -> Update:
     if f"{prefix}left" in tensors:
         return Factored(left=tensors[f"{prefix}left"], right=tensors[f"{prefix}right"])
-    return Masked(
-        values=tensors[f"{prefix}values"], bits=tensors.get(f"{prefix}bits"), shape=shape
-    )
+    return Masked(values=tensors[f"{prefix}values"], bits=tensors.get(f"{prefix}bits"), shape=shape)

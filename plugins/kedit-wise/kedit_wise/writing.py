@@ -19,14 +19,12 @@ class Held:
         update: so far; None where it holds no edit yet.
         requests: its edits.
         keys: (edits, columns, in_features).
-        distance: (edits,).
     """
 
     drawn: int
     update: Update | None
     requests: Sequence[EditRequest]
     keys: Tensor = field(repr=False)
-    distance: Tensor = field(repr=False)
 
 
 @frozen(kw_only=True)
@@ -36,13 +34,11 @@ class Written:
     Attributes:
         update: of all its edits.
         keys: (new edits, columns, in_features) inputs that stand for the new ones.
-        distance: (earlier + new edits,) between main and side output on their own prompts.
         notes: for the provenance.
     """
 
     update: Update
     keys: Tensor = field(repr=False)
-    distance: Tensor = field(repr=False)
     notes: Mapping[str, Any]
 
 

@@ -5,6 +5,7 @@ import torch
 
 from kedit_core import EditRequest
 from kedit_core.testing import byte_level_tokenizer, tiny_model
+from kedit_core.testing.kernels import interpreter, write_compiled
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,3 +43,14 @@ def facts():
         EditRequest(prompt="The capital of {} is", subject="Norway", target_new="Lima"),
         EditRequest(prompt="We hear of {}", subject="the Space Needle", target_new="the city"),
     ]
+
+
+@pytest.fixture(scope="session")
+def interpreted():
+    """Return ``call(function, *given)``, which runs the Triton side of an operator interpreted."""
+    with interpreter() as call:
+        yield call
+
+
+def pytest_terminal_summary(terminalreporter):
+    write_compiled(terminalreporter, "kedit-wise", "plugins/kedit-wise")
