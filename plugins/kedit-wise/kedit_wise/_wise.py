@@ -187,8 +187,7 @@ def _with(
         shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
     )
     each = _reached(memory, number, lines).reshape(len(requests), -1)  # (edits, prefixes)
-    own = each.amin(1) if config.routes.threshold == "calibrated" else each.mean(1)
-    return evolve(memory, reached=_joined(memory.reached, own))
+    return evolve(memory, reached=_joined(memory.reached, each.mean(1)))
 
 
 def _reached(memory: SideMatrix, number: int, prompts: Prompts) -> Tensor:

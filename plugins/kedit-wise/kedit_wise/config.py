@@ -106,7 +106,7 @@ class Shards:
         weight: of a shard in the merge; in ``ties`` it weighs the vote on signs and the mean.
     """
 
-    size: int = field(default=500, validator=validators.ge(1))
+    size: int = field(default=100, validator=validators.ge(1))
     merge: Literal["none", "ties", "linear"] = "none"
     every: int = field(default=1000, validator=validators.ge(1))
     into: Literal["retrieve", "one"] = "retrieve"

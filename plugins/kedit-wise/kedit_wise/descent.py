@@ -169,11 +169,11 @@ class _Descent:
         """Return the loss, summed over edits, and its gradient (out_features, in_features)."""
         loss = self._margins(update)
         (gradient,) = torch.autograd.grad(loss, update)
-        total = float(loss)
+        total = float(loss.detach())
         for part in self._lesson.parts:  # one graph at a time
             loss = self._saying(part, update)
             gradient = gradient + torch.autograd.grad(loss, update)[0]
-            total += float(loss)
+            total += float(loss.detach())
         return total, gradient
 
     def _saying(self, part: Part, update: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the tests of kedit-wise share: one torch thread, an own cache, and tiny models that can read."""
+"""What the tests of kedit-wise share: one torch thread, an own cache, and small models."""
 
 import pytest
 import torch
@@ -22,6 +22,13 @@ def own_cache(tmp_path, monkeypatch):
 def tokenizer():
     """Return a byte-level tokenizer that adds nothing to a text, as GPT-2's."""
     return byte_level_tokenizer(bos=False)
+
+
+@pytest.fixture(scope="session")
+def models(request, tmp_path_factory):
+    """Return the folder where the contract's models are kept."""
+    kept = getattr(request.config, "cache", None)
+    return kept.mkdir("kedit") if kept else tmp_path_factory.mktemp("kedit")
 
 
 @pytest.fixture
