@@ -3,9 +3,9 @@
 ``python tests/benchmarks/wise_on_atlas.py MODEL [--edits 100] [--batch all] [--published] [--set key=value]...
 [--seed S] [--json]``
 
-Scores are in percent: edits and paraphrases by exact match; near neighbours (same relation, same old answer) and
-unrelated kept facts by exact match, of those that the unedited model knows; general sentences, about kept
-facts, that are left to the main weights, bit for bit, first those that name no edited subject and then all. Then
+Scores are in percent: edits and paraphrases by exact match; near neighbours (same relation, same old answer)
+and unrelated kept facts by exact match, of those that the unedited model knows; general sentences, about kept
+facts, that are left to the main weights, bit for bit, first those that name no edited subject, then all. Then
 how many prompts of each kind go to the side memory, how many meet their own edit, and seconds. ``--published``
 trains each edit by itself, as the original does (``PUBLISHED``). Exits 1 when a bar is missed.
 """

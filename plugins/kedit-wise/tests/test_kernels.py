@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kedit_wise.kernels import NONE, side_distance, side_match, side_projection
 
 from kedit_core.testing.kernels import CAPABILITIES, ROUNDING, TYPES, compile_ahead, run_alone
+from kedit_wise.kernels import NONE, side_distance, side_match, side_projection
 
 READ = {dtype: name for dtype, name in TYPES.items() if dtype != torch.float64}
 SIZES = {  # tokens, shards, outputs, inputs; a tile of the kernels is 16 tokens, 64 outputs and 32 inputs
