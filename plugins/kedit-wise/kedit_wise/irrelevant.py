@@ -68,14 +68,7 @@ def irrelevant_texts(
     Raises:
         KeditError: the file cannot be read or holds no text.
     """
-    key = {
-        "model": weights.fingerprint,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "count": routes.count,
-        "tokens": routes.tokens,
-        "texts": _digest(routes.texts),
-        "seed": seed if routes.texts is None else None,
-    }
+    key = _key(tokenizer, routes, seed, weights)
 
     def write() -> dict[str, Tensor]:
         with weights.original():
@@ -97,6 +90,17 @@ def irrelevant_texts(
         words=tuple(tokenizer.decode(row, skip_special_tokens=True) for row in rows),
         read=Prompts(inputs=kept["inputs"], real=kept["real"].bool()),
     )
+
+
+def _key(tokenizer: Any, routes: Routes, seed: int, weights: Weights) -> dict[str, Any]:
+    return {
+        "model": weights.fingerprint,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "count": routes.count,
+        "tokens": routes.tokens,
+        "texts": _digest(routes.texts),
+        "seed": seed if routes.texts is None else None,
+    }
 
 
 def _written(model: nn.Module, tokenizer: Any, routes: Routes, seed: int) -> Tensor:
