@@ -53,8 +53,12 @@ def wise(
     """Return the memory of ``previous`` with the edits of ``batch`` in it."""
     layer = layer_of(weights.layout, config)
     down = weights.layout.down_of(layer)
-    prefixes = context_prefixes(model, tokenizer, config.context, config.seed, weights, cache)
-    memory = _memory(previous, down, config, prefixes)
+    memory = side_matrix_of(previous[-1]) if previous else None
+    if memory is None:
+        sampled = (config.context, config.seed, weights, cache)
+        memory = _begun(down, config, context_prefixes(model, tokenizer, *sampled))
+    _check_goes_on(memory, down, config)
+    prefixes = memory.settings["prefixes"]
     texts = irrelevant_texts(model, tokenizer, down, config.routes, config.seed, weights, cache)
     writer: Writer
     if config.writer == "closed-form":
@@ -80,7 +84,7 @@ def wise(
         method="wise",
         requests=memory.requests,
         parts=[memory.as_part()],
-        provenance=Provenance(notes={"layer": layer, "writes": notes}),
+        provenance=Provenance(notes=_noted_of(layer, notes)),
     )
 
 
@@ -103,38 +107,41 @@ def layer_of(layout: ModelLayout, config: WiseConfig) -> int:
     return layers[len(layers) // 2]
 
 
-def _memory(
-    previous: Sequence[Delta], down: Projection, config: WiseConfig, prefixes: Sequence[str]
-) -> SideMatrix:
-    """Return the memory in force, or an empty one.
+def _begun(down: Projection, config: WiseConfig, prefixes: Sequence[str]) -> SideMatrix:
+    """Return an empty memory; the texts before prompts stay those of its first edit."""
+    return SideMatrix(
+        at=down.path,
+        shards=(),
+        requests=(),
+        keys=torch.empty(0),
+        shard=torch.empty(0, dtype=torch.long),
+        reached=torch.empty(0),
+        settings={**_read_by(config), "prefixes": list(prefixes)},
+    )
 
-    Raises:
-        KeditError: the one in force stands elsewhere or is read otherwise than asked for now.
-    """
-    settings = {
+
+def _read_by(config: WiseConfig) -> dict[str, str]:
+    """Return the settings that hold for all edits of a memory."""
+    return {
         "writer": config.writer,
         "measure": config.routes.measure,
         "choose": config.routes.choose,
-        "prefixes": list(prefixes),
     }
-    if not previous:
-        return SideMatrix(
-            at=down.path,
-            shards=(),
-            requests=(),
-            keys=torch.empty(0),
-            shard=torch.empty(0, dtype=torch.long),
-            reached=torch.empty(0),
-            settings=settings,
-        )
-    found = side_matrix_of(previous[-1])
-    held = {name: found.settings.get(name) for name in settings}
-    if found.at != down.path or any(held[name] != one for name, one in settings.items()):
+
+
+def _check_goes_on(memory: SideMatrix, down: Projection, config: WiseConfig) -> None:
+    """See that the memory in force stands where these edits go and is read as asked for now.
+
+    Raises:
+        KeditError: it does not, or is not.
+    """
+    wanted = _read_by(config)
+    held = {name: memory.settings.get(name) for name in wanted}
+    if memory.at != down.path or held != wanted:
         raise KeditError(
-            f"the memory in force stands beside {found.at} and was made with other settings; undo it, or "
-            "make these edits with the same writer, layer, routes, context and seed"
+            f"the memory in force stands beside {memory.at} and was made with other settings; undo it, or "
+            "make these edits with the same writer, layer, routes.measure and routes.choose"
         )
-    return found
 
 
 def _room(memory: SideMatrix, size: int) -> int:
@@ -236,6 +243,16 @@ def _merged_if_due(memory: SideMatrix, config: WiseConfig, texts: Texts) -> Side
         memory, shards=(*memory.shards[:first], one), shard=memory.shard.clamp(max=first)
     )
     return _calibrated(memory, first, config, texts)
+
+
+def _noted_of(layer: int, writes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the notes of a batch; what core is to warn of stands where core looks for it."""
+    warnings = [said for one in writes for said in one.get("warnings", ())]
+    return {
+        "layer": layer,
+        "writes": list(writes),
+        **({"warnings": warnings} if warnings else {}),
+    }
 
 
 def _noted(notes: Mapping[str, Any], write: int) -> Mapping[str, Any]:

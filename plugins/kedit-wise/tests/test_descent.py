@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from kedit_core import Editor, encode
+from kedit_core import Editor, EditRequest, encode
 from kedit_core.testing import tiny_model
 from kedit_core.tokens import encode_target
 from kedit_wise.config import Descent
@@ -75,6 +75,29 @@ def test_two_shards_never_touch_one_entry(new_editor, facts):
     assert bool(first.any())
     assert bool(second.any())
     assert not bool((first & second).any())
+
+
+def test_shards_that_share_no_entry_keep_all_they_wrote_when_ties_merges_them(new_editor, facts):
+    apart = new_editor(shards={"size": 1}).edit(facts[:2])
+    merging = {"size": 1, "every": 2, "merge": "ties"}
+    together = side_matrix_of(new_editor(shards=merging).edit(facts[:2]))
+    assert len(together.shards) == 1
+    found = together.shards[0].update.matrix
+    torch.testing.assert_close(found, update_of(apart, 0) + update_of(apart, 1))
+
+
+def test_earlier_edits_of_a_shard_train_along_when_asked_to(new_editor, facts):
+    deltas = []
+    for replay in (0, 1):
+        editor = new_editor(replay=replay)
+        editor.edit(facts[0])
+        deltas.append(editor.edit(facts[1]))
+    assert not torch.equal(update_of(deltas[0]), update_of(deltas[1]))
+
+
+def test_edits_without_a_subject_can_be_trained(new_editor):
+    request = EditRequest(prompt="The sun rises in the", target_new="west")
+    assert bool(update_of(new_editor().edit(request)).any())
 
 
 def test_entries_stay_within_their_bound(new_editor, facts):

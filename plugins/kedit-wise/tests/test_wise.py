@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kedit_core import Editor
+from kedit_core import Editor, Schedule
 from kedit_core.digests import state_digest
 from kedit_core.errors import DeltaError, KeditError
 from kedit_core.testing import trained_model
@@ -170,6 +170,21 @@ def test_an_edit_that_is_removed_was_never_there(editor, edited):
     editor.edit(edited[0])
     never = editor.edit(edited[2])
     assert removed.id == never.id
+
+
+def test_a_stream_makes_the_memory_that_edits_make_and_restoring_leaves_none(new_editor, edited):
+    editor, other = new_editor(), new_editor()
+    for _ in editor.stream(edited[:4], Schedule(batch_size=2, interval=2)):
+        pass
+    for start in (0, 2):
+        delta = other.edit(edited[start : start + 2])
+    assert editor.deltas[-1].id == delta.id
+    before = logits(new_editor(), [edited[0].prompt])[0]
+    fresh = new_editor()
+    for _ in fresh.stream(edited[:2], Schedule(batch_size=1, interval=1, keep=False)):
+        pass
+    assert not fresh.deltas
+    assert torch.equal(logits(fresh, [edited[0].prompt])[0], before)
 
 
 def test_edits_that_do_not_fit_a_shard_begin_the_next(new_editor, edited):
