@@ -20,6 +20,7 @@ from kedit_locate.capture import inputs_of
 from kedit_locate.lower import blocks_below
 from kedit_locate.picking import last_mlp
 from kedit_locate.rows import padded
+from kedit_locate.saying import exact
 from kedit_locate.suffix import Suffix, enter, read_suffix
 
 _TOKENS = 4096  # of a part, pads included
@@ -119,7 +120,8 @@ def lesson_of(
     check_context(model, width)
     device = next(model.parameters()).device
     blocks, narrow = blocks_below(model, [site]), last_mlp(model, [site])
-    inputs = torch.zeros(len(lines), width, down.in_features, device=device)
+    kind = exact(next(model.parameters()).dtype)
+    inputs = torch.zeros(len(lines), width, down.in_features, device=device, dtype=kind)
     parts: list[Part] = []
     refusal = ""
     for some in _cut(model, lines):
@@ -129,10 +131,7 @@ def lesson_of(
         if entered.refusal:
             refusal, blocks, narrow = entered.refusal, (), None
         seen = inputs_of(model, [down.path], *padded([one.ids for one in lines[some]], device))
-        read = seen[down.path].to(torch.promote_types(seen[down.path].dtype, torch.float32))
-        if read.dtype != inputs.dtype:
-            inputs = inputs.to(read.dtype)
-        inputs[some, : read.shape[1]] = read
+        inputs[some, : part.suffix.ids.shape[1]] = seen[down.path].to(kind)
         parts.append(evolve(part, suffix=entered.suffix))
     places = torch.arange(width, device=device)
     ends = torch.tensor([line.prompt for line in lines], device=device)

@@ -10,6 +10,7 @@ from kedit_core.reading import reach_past_pads
 from kedit_core.tokens import Ids
 from kedit_locate.capture import inputs_of
 from kedit_locate.rows import padded
+from kedit_locate.saying import exact
 from kedit_wise.routes import Prompts
 
 _ROWS = 64  # read side by side
@@ -26,8 +27,8 @@ def read_by(model: nn.Module, down: Projection, prompts: Sequence[Ids]) -> Promp
     """
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     width = max(map(len, prompts))
-    exact = torch.promote_types(dtype, torch.float32)
-    inputs = torch.zeros(len(prompts), width, down.in_features, dtype=exact)
+    kind = exact(dtype)
+    inputs = torch.zeros(len(prompts), width, down.in_features, dtype=kind)
     real = torch.zeros(len(prompts), width, dtype=torch.bool)
     # Of like length together: where pads would change what a model reads there are none.
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
@@ -40,6 +41,6 @@ def read_by(model: nn.Module, down: Projection, prompts: Sequence[Ids]) -> Promp
         order = order[len(some) :]
         ids, mask = padded([prompts[place] for place in some], device)
         seen = inputs_of(model, [down.path], ids, mask)[down.path]
-        inputs[some, : ids.shape[1]] = seen.to("cpu", exact)
+        inputs[some, : ids.shape[1]] = seen.to("cpu", kind)
         real[some, : ids.shape[1]] = mask.bool().cpu()
     return Prompts(inputs=inputs, real=real)
