@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_TILE = 1024  # tokens at a time
+
 NONE = -1
 """The shard of a token that no shard speaks for."""
 
@@ -155,10 +157,11 @@ def _exact(updates: Tensor) -> torch.dtype:
 
 def _distance(inputs: Tensor, updates: Tensor) -> Tensor:
     exact = _exact(updates)
-    given = inputs.to(exact)
+    stacked = updates.to(exact).transpose(1, 2)  # (shards, in_features, out_features)
     distances = updates.new_empty(updates.shape[0], inputs.shape[0], dtype=exact)
-    for place, update in enumerate(updates):
-        distances[place] = (given @ update.to(exact).T).norm(dim=1)
+    for start in range(0, len(inputs), _TILE):
+        some = slice(start, start + _TILE)
+        distances[:, some] = torch.matmul(inputs[some].to(exact), stacked).norm(dim=-1)
     return distances
 
 
