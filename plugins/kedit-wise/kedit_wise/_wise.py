@@ -38,6 +38,7 @@ from kedit_wise.shards import Shard, SideMatrix, masked, side_matrix_of
 from kedit_wise.writing import Held, Writer, Written
 
 _TWO_THIRDS = 2 / 3
+_PROMPTS = 64  # measured side by side
 
 
 def wise(
@@ -76,9 +77,10 @@ def wise(
         written = writer.write(some, _held(memory, config.shards.size), earlier, chat=batch.chat)
         lines = [prefix + one.prompt for one in some for prefix in prefixes]
         asked = [one.ids for one in encode(tokenizer, lines, batch.chat)]
-        memory = _with(memory, some, written, read_by(model, down, asked), config)
-        memory = _calibrated(memory, len(memory.shards) - 1, config, texts)
-        memory = _merged_if_due(memory, config, texts)
+        read = read_by(model, down, asked)
+        memory = _with(memory, some, written, read, config, model.device)
+        memory = _calibrated(memory, len(memory.shards) - 1, config, texts, model.device)
+        memory = _merged_if_due(memory, config, texts, model.device)
         notes.append(written.notes)
     return Delta(
         method="wise",
@@ -173,6 +175,7 @@ def _with(
     written: Written,
     lines: Prompts,
     config: WiseConfig,
+    device: torch.device,
 ) -> SideMatrix:
     """Return the memory after a write into its newest shard, or into a new one.
 
@@ -182,6 +185,7 @@ def _with(
         written: the shard with them.
         lines: their prompts behind every prefix, the bare ones first.
         config: the settings.
+        device: to compute on.
     """
     held = _held(memory, config.shards.size)
     shards = memory.shards if held.update is None else memory.shards[:-1]
@@ -193,11 +197,11 @@ def _with(
         keys=_joined(memory.keys, written.keys),
         shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
     )
-    each = _reached(memory, number, lines).reshape(len(requests), -1)  # (edits, prefixes)
+    each = _reached(memory, number, lines, device).reshape(len(requests), -1)  # (edits, prefixes)
     return evolve(memory, reached=_joined(memory.reached, each.mean(1)))
 
 
-def _reached(memory: SideMatrix, number: int, prompts: Prompts) -> Tensor:
+def _reached(memory: SideMatrix, number: int, prompts: Prompts, device: torch.device) -> Tensor:
     """Return what prompts reach of one shard, (prompts,)."""
     places = memory.inside(number)
     alone = evolve(
@@ -206,18 +210,23 @@ def _reached(memory: SideMatrix, number: int, prompts: Prompts) -> Tensor:
         keys=memory.keys[places],
         shard=torch.zeros(len(places), dtype=torch.long),
     )
-    return Router(alone, prompts.inputs.device, prompts.inputs.dtype).reached(prompts)[0]
+    router = Router(alone, device, prompts.inputs.dtype)
+    every = torch.split(torch.arange(len(prompts.inputs)), _PROMPTS)
+    return torch.cat([router.reached(prompts.some(one, device))[0].cpu() for one in every])
 
 
 def _joined(earlier: Tensor, new: Tensor) -> Tensor:
     return torch.cat([earlier, new]) if len(earlier) else new
 
 
-def _calibrated(memory: SideMatrix, number: int, config: WiseConfig, texts: Texts) -> SideMatrix:
+def _calibrated(
+    memory: SideMatrix, number: int, config: WiseConfig, texts: Texts, device: torch.device
+) -> SideMatrix:
     """Return the memory with the threshold of one shard set anew."""
     routes, places = config.routes, memory.inside(number)
     apart = texts.apart_from([memory.requests[place] for place in places.tolist()])
-    own, outside = memory.reached[places], _reached(memory, number, texts.read.some(apart))
+    own = memory.reached[places]
+    outside = _reached(memory, number, texts.read.some(apart), device)
     threshold, temperature = calibrated(own, outside, routes.rejects)
     if routes.threshold == "activation":
         threshold = routes.ratio * float(own.min())
@@ -225,7 +234,9 @@ def _calibrated(memory: SideMatrix, number: int, config: WiseConfig, texts: Text
     return evolve(memory, shards=(*memory.shards[:number], made, *memory.shards[number + 1 :]))
 
 
-def _merged_if_due(memory: SideMatrix, config: WiseConfig, texts: Texts) -> SideMatrix:
+def _merged_if_due(
+    memory: SideMatrix, config: WiseConfig, texts: Texts, device: torch.device
+) -> SideMatrix:
     """Return the memory with the shards of its last ``every`` edits made one, where these filled them."""
     own = config.shards
     count = own.every // own.size
@@ -242,7 +253,7 @@ def _merged_if_due(memory: SideMatrix, config: WiseConfig, texts: Texts) -> Side
     memory = evolve(
         memory, shards=(*memory.shards[:first], one), shard=memory.shard.clamp(max=first)
     )
-    return _calibrated(memory, first, config, texts)
+    return _calibrated(memory, first, config, texts, device)
 
 
 def _noted_of(layer: int, writes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

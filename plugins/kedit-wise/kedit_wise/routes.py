@@ -52,9 +52,12 @@ class Prompts:
         """Return the inputs of all tokens, (prompts · tokens, in_features)."""
         return self.inputs.flatten(0, 1)
 
-    def some(self, places: Tensor) -> "Prompts":
-        """Return those at ``places`` (some prompts,)."""
-        return Prompts(inputs=self.inputs[places], real=self.real[places])
+    def some(self, places: Tensor, device: torch.device | None = None) -> "Prompts":
+        """Return those at ``places`` (some prompts,), on a device; None leaves them where they are."""
+        inputs, real = self.inputs[places], self.real[places]
+        return Prompts(
+            inputs=inputs.to(device or inputs.device), real=real.to(device or real.device)
+        )
 
 
 @frozen(kw_only=True)
