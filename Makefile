@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PACKAGES := kedit_core plugins/kedit-lab/kedit_lab plugins/kedit-locate/kedit_locate plugins/kedit-rome/kedit_rome \
             plugins/kedit-memit/kedit_memit plugins/kedit-memory/kedit_memory plugins/kedit-pmet/kedit_pmet \
-            plugins/kedit-serac/kedit_serac contrib/kedit-atlas/kedit_atlas contrib/kedit-lm-eval/kedit_lm_eval
+            plugins/kedit-serac/kedit_serac plugins/kedit-wise/kedit_wise contrib/kedit-atlas/kedit_atlas \
+            contrib/kedit-lm-eval/kedit_lm_eval
 
 .PHONY: demo test lint docs bench atlas clean
 

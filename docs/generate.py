@@ -49,7 +49,7 @@ from kedit_core.testing import (
 from kedit_lab.metric_names import METRICS
 
 REFERENCE = Path(__file__).parent / "reference"
-OURS = ("rome", "memit", "pmet", "serac")
+OURS = ("rome", "memit", "pmet", "serac", "wise")
 _USE = """from kedit_core.testing import MethodContract
 
 

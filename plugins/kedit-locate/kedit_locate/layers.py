@@ -41,3 +41,12 @@ def shrink_of(layout: ModelLayout, layers: Sequence[int], chosen: float | None) 
     if chosen is not None:
         return chosen
     return 1.0 if all(layout.layer(layer).gated for layer in layers) else _SHRINK
+
+
+def site_of(layout: ModelLayout, top: int) -> str:
+    """Return the module whose output the values are for: the topmost edited block.
+
+    Where a norm stands between the down-projection and the stream (post-norm families), what a layer
+    adds to the block's output is not what its projection writes; there it is that projection.
+    """
+    return layout.layer(top).path if layout.additive else layout.down_of(top).path

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights
-from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
-from kedit_locate.layers import layers_of, shrink_of
+from kedit_locate.layers import layers_of, shrink_of, site_of
 from kedit_locate.moments import metrics_of
 from kedit_locate.plans import Plan, Wanted, notes_of
 from kedit_locate.rows import edit_rows
@@ -78,12 +77,3 @@ def memit(
             }
         ),
     )
-
-
-def site_of(layout: ModelLayout, top: int) -> str:
-    """Return the module whose output the values are for: the topmost edited block.
-
-    Where a norm stands between the down-projection and the stream (post-norm families), what a layer
-    adds to the block's output is not what its projection writes; there it is that projection.
-    """
-    return layout.layer(top).path if layout.additive else layout.down_of(top).path

@@ -1,0 +1,273 @@
+"""WISE keeps edits in a side memory of one projection (Wang et al., 2024, arXiv:2405.14768).
+
+Beside the weights W of one down-projection stand shards Δ₁, Δ₂ … of edits. A prompt goes to the side weights
+W + Δₙ where these would move what the projection writes by enough, and the whole answer goes with it; anywhere
+else the model answers, bit for bit:
+
+    n(x) = argmax over shards of rₙ(x) / tₙ  where that is ≥ 1, else none
+
+with rₙ(x) what a prompt reaches of a shard (``routes``). A shard is solved for (``closed_form``) or trained
+(``descent``, the original); its threshold tₙ lies between what its own prompts reach and what texts do that
+no edit is about. Full shards may be merged, when edits are made and never when they are used.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from kedit_core import Delta, EditBatch, Provenance, TensorCache, Weights, encode
+from kedit_core.errors import KeditError
+from kedit_core.layout import ModelLayout
+from kedit_core.pieces import Projection
+from kedit_core.progress import Progress
+from kedit_core.requests import EditRequest
+from kedit_locate.layers import layers_of
+from kedit_locate.templates import context_prefixes
+from kedit_wise.closed_form import Solver
+from kedit_wise.config import WiseConfig
+from kedit_wise.descent import Trainer
+from kedit_wise.irrelevant import Texts, irrelevant_texts
+from kedit_wise.merging import merged
+from kedit_wise.reading import read_by
+from kedit_wise.routes import Prompts, Router, calibrated
+from kedit_wise.shards import Shard, SideMatrix, masked, side_matrix_of
+from kedit_wise.writing import Held, Writer, Written
+
+_TWO_THIRDS = 2 / 3
+_PROMPTS = 64  # measured side by side
+
+
+def wise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: EditBatch,
+    config: WiseConfig,
+    previous: Sequence[Delta],
+    weights: Weights,
+    cache: TensorCache,
+    progress: Progress,
+) -> Delta:
+    """Return the memory of ``previous`` with the edits of ``batch`` in it."""
+    layer = layer_of(weights.layout, config)
+    down = weights.layout.down_of(layer)
+    memory = side_matrix_of(previous[-1]) if previous else None
+    if memory is None:
+        sampled = (config.context, config.seed, weights, cache)
+        memory = _begun(down, config, context_prefixes(model, tokenizer, *sampled))
+    _check_goes_on(memory, down, config)
+    prefixes = memory.settings["prefixes"]
+    texts = irrelevant_texts(model, tokenizer, down, config.routes, config.seed, weights, cache)
+    writer: Writer
+    if config.writer == "closed-form":
+        about = (config.closed_form, layer, prefixes, weights, cache, progress)
+        writer = Solver(model, tokenizer, *about)
+    else:
+        own = (config.descent, layer, prefixes, texts, config.seed, weights, progress)
+        writer = Trainer(model, tokenizer, *own)
+    notes: list[Mapping[str, Any]] = []
+    waiting = list(batch.requests)
+    while waiting:
+        room = _room(memory, config.shards.size)
+        some, waiting = waiting[:room], waiting[room:]
+        earlier = _noted(batch.notes, len(notes))
+        written = writer.write(some, _held(memory, config.shards.size), earlier, chat=batch.chat)
+        lines = [prefix + one.prompt for one in some for prefix in prefixes]
+        asked = [one.ids for one in encode(tokenizer, lines, batch.chat)]
+        read = read_by(model, down, asked)
+        memory = _with(memory, some, written, read, config, model.device)
+        memory = _calibrated(memory, len(memory.shards) - 1, config, texts, model.device)
+        memory = _merged_if_due(memory, config, texts, model.device)
+        notes.append(written.notes)
+    return Delta(
+        method="wise",
+        requests=memory.requests,
+        parts=[memory.as_part()],
+        provenance=Provenance(notes=_noted_of(layer, notes)),
+    )
+
+
+def layer_of(layout: ModelLayout, config: WiseConfig) -> int:
+    """Return whose down-projection the memory stands beside.
+
+    What is solved for is written where subjects are looked up, in the middle of the layers that MEMIT takes;
+    what is trained two thirds down, as the original.
+
+    Args:
+        layout: of the model.
+        config: may name a layer.
+    """
+    if config.writer == "descent":
+        chosen = config.descent.layer
+        return int(_TWO_THIRDS * len(layout.layers)) if chosen is None else chosen
+    if config.closed_form.layer is not None:
+        return config.closed_form.layer
+    layers = layers_of(layout, None)
+    return layers[len(layers) // 2]
+
+
+def _begun(down: Projection, config: WiseConfig, prefixes: Sequence[str]) -> SideMatrix:
+    """Return an empty memory; the texts before prompts stay those of its first edit."""
+    return SideMatrix(
+        at=down.path,
+        shards=(),
+        requests=(),
+        keys=torch.empty(0),
+        shard=torch.empty(0, dtype=torch.long),
+        reached=torch.empty(0),
+        settings={**_read_by(config), "prefixes": list(prefixes)},
+    )
+
+
+def _read_by(config: WiseConfig) -> dict[str, str]:
+    """Return the settings that hold for all edits of a memory."""
+    return {
+        "writer": config.writer,
+        "measure": config.routes.measure,
+        "choose": config.routes.choose,
+    }
+
+
+def _check_goes_on(memory: SideMatrix, down: Projection, config: WiseConfig) -> None:
+    """See that the memory in force stands where these edits go and is read as asked for now.
+
+    Raises:
+        KeditError: it does not, or is not.
+    """
+    wanted = _read_by(config)
+    held = {name: memory.settings.get(name) for name in wanted}
+    if memory.at != down.path or held != wanted:
+        raise KeditError(
+            f"the memory in force stands beside {memory.at} and was made with other settings; undo it, or "
+            "make these edits with the same writer, layer, routes.measure and routes.choose"
+        )
+
+
+def _room(memory: SideMatrix, size: int) -> int:
+    """Return how many edits the newest shard takes still; that of a new one where it is full."""
+    if not memory.shards:
+        return size
+    left = size - len(memory.inside(len(memory.shards) - 1))
+    return left if left > 0 else size
+
+
+def _held(memory: SideMatrix, size: int) -> Held:
+    """Return the shard that the next edits go into: the newest one, or a new one where that is full."""
+    newest = len(memory.shards) - 1
+    begun = max((one.drawn for one in memory.shards), default=-1) + 1
+    places = memory.inside(newest)
+    if newest < 0 or len(places) >= size:
+        return Held(drawn=begun, update=None, requests=(), keys=torch.empty(0))
+    return Held(
+        drawn=memory.shards[newest].drawn,
+        update=memory.shards[newest].update,
+        requests=[memory.requests[place] for place in places.tolist()],
+        keys=memory.keys[places],
+    )
+
+
+def _with(
+    memory: SideMatrix,
+    requests: Sequence[EditRequest],
+    written: Written,
+    lines: Prompts,
+    config: WiseConfig,
+    device: torch.device,
+) -> SideMatrix:
+    """Return the memory after a write into its newest shard, or into a new one.
+
+    Args:
+        memory: before.
+        requests: the new edits.
+        written: the shard with them.
+        lines: their prompts behind every prefix, the bare ones first.
+        config: the settings.
+        device: to compute on.
+    """
+    held = _held(memory, config.shards.size)
+    shards = memory.shards if held.update is None else memory.shards[:-1]
+    number = len(shards)
+    memory = evolve(
+        memory,
+        shards=(*shards, Shard(update=written.update, drawn=held.drawn)),
+        requests=(*memory.requests, *requests),
+        keys=_joined(memory.keys, written.keys),
+        shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
+    )
+    each = _reached(memory, number, lines, device).reshape(len(requests), -1)  # (edits, prefixes)
+    return evolve(memory, reached=_joined(memory.reached, each.mean(1)))
+
+
+def _reached(memory: SideMatrix, number: int, prompts: Prompts, device: torch.device) -> Tensor:
+    """Return what prompts reach of one shard, (prompts,)."""
+    places = memory.inside(number)
+    alone = evolve(
+        memory,
+        shards=(memory.shards[number],),
+        keys=memory.keys[places],
+        shard=torch.zeros(len(places), dtype=torch.long),
+    )
+    router = Router(alone, device, prompts.inputs.dtype)
+    every = torch.split(torch.arange(len(prompts.inputs)), _PROMPTS)
+    return torch.cat([router.reached(prompts.some(one, device))[0].cpu() for one in every])
+
+
+def _joined(earlier: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([earlier, new]) if len(earlier) else new
+
+
+def _calibrated(
+    memory: SideMatrix, number: int, config: WiseConfig, texts: Texts, device: torch.device
+) -> SideMatrix:
+    """Return the memory with the threshold of one shard set anew."""
+    routes, places = config.routes, memory.inside(number)
+    apart = texts.apart_from([memory.requests[place] for place in places.tolist()])
+    own = memory.reached[places]
+    outside = _reached(memory, number, texts.read.some(apart), device)
+    threshold, temperature = calibrated(own, outside, routes.rejects)
+    if routes.threshold == "activation":
+        threshold = routes.ratio * float(own.min())
+    made = evolve(memory.shards[number], threshold=threshold, temperature=temperature)
+    return evolve(memory, shards=(*memory.shards[:number], made, *memory.shards[number + 1 :]))
+
+
+def _merged_if_due(
+    memory: SideMatrix, config: WiseConfig, texts: Texts, device: torch.device
+) -> SideMatrix:
+    """Return the memory with the shards of its last ``every`` edits made one, where these filled them."""
+    own = config.shards
+    count = own.every // own.size
+    full = len(memory.shards) and len(memory.inside(len(memory.shards) - 1)) >= own.size
+    if own.merge == "none" or not full or len(memory.requests) % own.every or count < 2:
+        return memory
+    first = 0 if own.into == "one" else max(len(memory.shards) - count, 0)
+    some = memory.shards[first:]
+    update = merged(
+        [one.update.matrix for one in some], [own.weight] * len(some), own.merge, own.density
+    )
+    mask = update != 0
+    one = Shard(update=masked(update, mask), drawn=max(shard.drawn for shard in some))
+    memory = evolve(
+        memory, shards=(*memory.shards[:first], one), shard=memory.shard.clamp(max=first)
+    )
+    return _calibrated(memory, first, config, texts, device)
+
+
+def _noted_of(layer: int, writes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the notes of a batch; what core is to warn of stands where core looks for it."""
+    warnings = [said for one in writes for said in one.get("warnings", ())]
+    return {
+        "layer": layer,
+        "writes": list(writes),
+        **({"warnings": warnings} if warnings else {}),
+    }
+
+
+def _noted(notes: Mapping[str, Any], write: int) -> Mapping[str, Any]:
+    """Return what was noted of a write when the same edits were made before; nothing where nothing was."""
+    every = notes.get("writes")
+    found = every[write] if isinstance(every, list | tuple) and write < len(every) else None
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,260 @@
+"""WISE in force: each sequence is answered as it is alone, and edits come out without a trace."""
+
+import pytest
+import torch
+
+from kedit_core import Editor, Schedule
+from kedit_core.digests import state_digest
+from kedit_core.errors import DeltaError, KeditError
+from kedit_core.testing import trained_model
+from kedit_core.testing.facts import RELATIONS, edit_of, facts
+from kedit_core.testing.training import FAMILIES
+from kedit_core.tokens import encode
+from kedit_wise.beside import Beside
+from kedit_wise.shards import merge, side_matrix_of
+
+TOKENS = 6
+CONFIG = {
+    "closed_form": {"penalty": 30.0, "statistics": {"tokens": 2048}},
+    "context": {"count": 3},
+}
+WAYS = {
+    "greedy": {"do_sample": False},
+    "beam 4": {"do_sample": False, "num_beams": 4},
+    "sampling": {"do_sample": True, "top_k": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def edited():
+    """Return six edits, of every relation in turn."""
+    each = len(facts()) // len(RELATIONS)
+    return [edit_of(facts()[each * (n % len(RELATIONS)) + n // len(RELATIONS)]) for n in range(6)]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def new_editor(family, models):
+    """Return the maker of editors of a model that nobody has touched."""
+
+    def make(**settings):
+        model, tokenizer = trained_model(family, cache_folder=models)
+        return Editor(model, tokenizer, "wise", {**CONFIG, **settings})
+
+    return make
+
+
+@pytest.fixture
+def editor(new_editor):
+    return new_editor()
+
+
+@pytest.fixture
+def outside(editor, edited):
+    """Return four prompts that the memory leaves to the model."""
+    editor.edit(edited)
+    asked = [fact.prompts[0] for fact in facts()]
+    met = editor.scope(asked).requests
+    editor.undo()
+    found = [one for one, request in zip(asked, met, strict=True) if request is None]
+    assert len(found) >= len(asked) // 2
+    return found[-4:]
+
+
+@pytest.fixture
+def prompts(edited, outside):
+    """Return prompts in scope and out of it, in turns."""
+    pairs = zip((edit.prompt for edit in edited), outside, strict=False)
+    return [one for pair in pairs for one in pair]
+
+
+def rows_of(editor, prompts, side):
+    rows = [encode(editor.tokenizer, [prompt])[0].ids for prompt in prompts]
+    width = max(map(len, rows))
+    pads = [[0] * (width - len(row)) for row in rows]
+    both = list(zip(pads, rows, strict=True))
+    ids = [[*pad, *row] if side == "left" else [*row, *pad] for pad, row in both]
+    one = [[0] * len(pad) + [1] * len(row) for pad, row in both]
+    mask = one if side == "left" else [row[::-1] for row in one]
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def generated(editor, prompts, **how):
+    ids, mask = rows_of(editor, prompts, "left")
+    said = editor.model.generate(
+        ids, attention_mask=mask, max_new_tokens=TOKENS, pad_token_id=0, eos_token_id=None, **how
+    )
+    return said[:, ids.shape[1] :].tolist()
+
+
+@torch.no_grad()
+def logits(editor, prompts):
+    return [
+        editor.model(input_ids=torch.tensor([encode(editor.tokenizer, [one])[0].ids])).logits[0]
+        for one in prompts
+    ]
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("how", WAYS.values(), ids=WAYS)
+def test_a_mixed_batch_is_answered_as_its_rows_are_one_by_one(
+    editor, edited, prompts, how, use_cache
+):
+    before = generated(editor, prompts, use_cache=use_cache, **how)
+    editor.edit(edited)
+    together = generated(editor, prompts, use_cache=use_cache, **how)
+    assert together != before
+    assert together[1::2] == before[1::2]
+    alone = [generated(editor, [one], use_cache=use_cache, **how)[0] for one in prompts]
+    assert together == alone
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pads_on_either_side_change_no_answer(editor, edited, prompts, side):
+    editor.edit(edited)
+    ids, mask = rows_of(editor, prompts, side)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        said = editor.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    for row, alone in enumerate(logits(editor, prompts)):
+        torch.testing.assert_close(said[row][mask[row].bool()], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_generation_says_what_forward_passes_say_step_by_step(editor, edited):
+    editor.edit(edited)
+    prompt = edited[0].prompt
+    (said,) = generated(editor, [prompt], do_sample=False)
+    ids = torch.tensor([encode(editor.tokenizer, [prompt])[0].ids])
+    cache, stepped = None, []
+    for _ in range(TOKENS):
+        with torch.no_grad():
+            out = editor.model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        stepped.append(int(ids))
+    assert said == stepped
+
+
+def test_out_of_scope_the_answer_is_the_models_own_bit_for_bit(editor, edited, outside):
+    before = logits(editor, outside)
+    editor.edit(edited)
+    assert editor.scope(outside).requests == (None,) * len(outside)
+    for one, other in zip(before, logits(editor, outside), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_each_edit_is_met_by_its_own_prompt(editor, edited):
+    editor.edit(edited)
+    found = editor.scope([one.prompt for one in edited])
+    assert found.requests == tuple(one.id for one in edited)
+    assert bool((found.probability > 0.5).all())
+
+
+def test_the_base_weights_never_change(editor, edited):
+    before = state_digest(editor.model)
+    editor.edit(edited[:2])
+    editor.edit(edited[2:4])
+    assert state_digest(editor.model) == before
+
+
+def test_an_edit_that_is_removed_was_never_there(editor, edited):
+    for one in edited[:3]:
+        editor.edit(one)
+    editor.remove(edited[1].id)
+    removed = editor.deltas[-1]
+    while editor.deltas:
+        editor.undo()
+    editor.edit(edited[0])
+    never = editor.edit(edited[2])
+    assert removed.id == never.id
+
+
+def test_a_stream_makes_the_memory_that_edits_make_and_restoring_leaves_none(new_editor, edited):
+    editor, other = new_editor(), new_editor()
+    for _ in editor.stream(edited[:4], Schedule(batch_size=2, interval=2)):
+        pass
+    for start in (0, 2):
+        delta = other.edit(edited[start : start + 2])
+    assert editor.deltas[-1].id == delta.id
+    before = logits(new_editor(), [edited[0].prompt])[0]
+    fresh = new_editor()
+    for _ in fresh.stream(edited[:2], Schedule(batch_size=1, interval=1, keep=False)):
+        pass
+    assert not fresh.deltas
+    assert torch.equal(logits(fresh, [edited[0].prompt])[0], before)
+
+
+def test_edits_that_do_not_fit_a_shard_begin_the_next(new_editor, edited):
+    editor = new_editor(shards={"size": 2})
+    delta = editor.edit(edited[:5])
+    memory = side_matrix_of(delta)
+    assert memory.shard.tolist() == [0, 0, 1, 1, 2]
+    delta = editor.edit(edited[5])
+    assert side_matrix_of(delta).shard.tolist() == [0, 0, 1, 1, 2, 2]
+    found = editor.scope([one.prompt for one in edited])
+    assert found.requests == tuple(one.id for one in edited)
+
+
+def test_full_shards_are_merged_when_edits_are_made(new_editor, edited):
+    editor = new_editor(shards={"size": 2, "every": 4, "merge": "linear"})
+    delta = editor.edit(edited[:4])
+    memory = side_matrix_of(delta)
+    apart = side_matrix_of(new_editor(shards={"size": 2}).edit(edited[:4]))
+    assert len(memory.shards) == 1
+    assert memory.shard.tolist() == [0, 0, 0, 0]
+    torch.testing.assert_close(
+        memory.shards[0].update.matrix, sum(one.update.matrix for one in apart.shards)
+    )
+    assert len(side_matrix_of(editor.edit(edited[4])).shards) == 2
+
+
+def test_merged_memories_answer_what_both_do(new_editor, edited):
+    editor = new_editor()
+    first = editor.edit(edited[0])
+    editor.undo()
+    second = editor.edit(edited[1:3])
+    editor.undo()
+    both = merge([first, second])
+    assert [one.id for one in both.requests] == [one.id for one in edited[:3]]
+    alone = [first, second, second]
+    for request, delta in zip(edited[:3], alone, strict=True):
+        asked = [request.prompt]
+        with _in(editor, both):
+            together = logits(editor, asked)
+        with _in(editor, delta):
+            assert torch.equal(together[0], logits(editor, asked)[0])
+
+
+def _in(editor, delta):
+    return Beside(editor.model, delta).attach()
+
+
+def test_memories_that_are_read_differently_are_not_merged(new_editor, edited):
+    one = new_editor().edit(edited[0])
+    other = new_editor(routes={"measure": "max"}).edit(edited[1])
+    with pytest.raises(DeltaError, match="cannot be merged"):
+        merge([one, other])
+
+
+def test_a_saved_memory_answers_alike_and_takes_more_edits(new_editor, edited, tmp_path):
+    editor, fresh = new_editor(), new_editor()
+    editor.edit(edited[:2])
+    path = tmp_path / "memory.safetensors"
+    editor.save(path)
+    fresh.load(path)
+    asked = [one.prompt for one in edited[:3]]
+    for one, other in zip(logits(editor, asked), logits(fresh, asked), strict=True):
+        assert torch.equal(one, other)
+    assert fresh.edit(edited[2]).id == editor.edit(edited[2]).id
+
+
+def test_a_memory_that_was_made_otherwise_is_not_gone_on_with(new_editor, edited, tmp_path):
+    editor, other = new_editor(), new_editor(closed_form={**CONFIG["closed_form"], "layer": 1})
+    editor.edit(edited[0])
+    editor.save(tmp_path / "memory.safetensors")
+    other.load(tmp_path / "memory.safetensors")
+    with pytest.raises(KeditError, match="made with other settings"):
+        other.edit(edited[1])
