@@ -43,9 +43,9 @@ class ScopeTraining:
     """
 
     width: int = field(default=256, validator=validators.ge(1))
-    steps: int = field(default=1500, validator=validators.ge(1))
-    lr: float = field(default=3e-3, validator=validators.gt(0))
-    dropout: float = field(default=0.0, validator=[validators.ge(0), validators.lt(1)])
+    steps: int = field(default=1200, validator=validators.ge(1))
+    lr: float = field(default=1e-3, validator=validators.gt(0))
+    dropout: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     wordings: int = field(default=10, validator=validators.ge(2))
     others: int = field(default=2, validator=validators.ge(1))
     rejects: float = field(default=0.98, validator=_share)
