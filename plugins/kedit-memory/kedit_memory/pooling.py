@@ -105,15 +105,15 @@ def pooled_states(model: Any, sites: Sites, prompts: Sequence[Ids], *, alone: bo
         alone: read each by itself: what comes back is then the same bits whatever else is asked.
     """
     found: dict[Ids, Tensor] = {}
-    for batch in _batches(prompts, 1 if alone else _ROWS):
-        width = max(map(len, batch))
-        rows = [[*ids, *[0] * (width - len(ids))] for ids in batch]
-        mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in batch]
-        with _reading(model, sites) as read:
+    with _reading(model, sites) as read:
+        for batch in _batches(prompts, 1 if alone else _ROWS):
+            width = max(map(len, batch))
+            rows = [[*ids, *[0] * (width - len(ids))] for ids in batch]
+            mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in batch]
             states = read(
                 torch.tensor(rows, device=model.device), torch.tensor(mask, device=model.device)
             ).cpu()
-        found.update(zip(batch, states, strict=True))
+            found.update(zip(batch, states, strict=True))
     return torch.stack([found[ids] for ids in prompts]) if prompts else torch.empty(0, 0)
 
 

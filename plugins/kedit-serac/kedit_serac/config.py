@@ -61,7 +61,7 @@ class CounterfactualTraining:
         heads: of its attention; None takes one for every 64 of its width.
         steps: of AdamW on each shard, at the most.
         batch: rows of a step.
-        accumulate: parts that a step's rows are read in, one after the other.
+        accumulate: parts that a step's rows are read in, one after the other, each of like lengths.
         lr: at the most; it rises over the first twentieth and falls to nothing at the end.
         random_targets: share of rows whose target is a random string of tokens, so that it must be copied.
         locality: weight of the KL divergence from the base where the stored edit is another fact's.
