@@ -91,7 +91,8 @@ class Costs:
         met = self.editor.scope(self._kept).requests
         outside = [prompt for prompt, one in zip(self._kept, met, strict=True) if one is None]
         tokenizer: Any = self.editor.tokenizer
-        rows = tokenizer(outside[:PROMPTS], return_tensors="pt", padding=True, padding_side="left")
+        read = tokenizer(outside[:PROMPTS], return_tensors="pt", padding=True, padding_side="left")
+        rows = {name: read[name] for name in ("input_ids", "attention_mask")}
         self._tokens_a_second(rows)
         own: list[float] = []
         bare: list[float] = []

@@ -241,7 +241,7 @@ def missed(judged: Mapping[int, Mapping[str, float]], accepted: float) -> list[s
         if scores[name] < bar
     ]
     for edits, scores in judged.items():
-        if abs(scores["kept"]) > KEPT_BAR:
+        if round(abs(scores["kept"]), 6) > KEPT_BAR:
             found.append(f"{edits} edits, kept: {scores['kept']:+.2f} of ±{KEPT_BAR}")
         if scores["seconds"] > SECONDS_BAR:
             found.append(f"{edits} edits: {scores['seconds']:.1f} s of {SECONDS_BAR}")

@@ -79,7 +79,7 @@ def test_it_goes_on_from_an_earlier_classifier(trained):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.98])
-def test_the_threshold_is_the_lowest_that_keeps_enough_out(trained, share):
+def test_the_threshold_keeps_enough_out(trained, share):
     held, crowd = examples(1), examples(0)
     ready, found = calibrated(trained, held, crowd, rejects=share, rejects_same_subject=share)
     assert found.edits == 2 * FACTS
@@ -91,6 +91,19 @@ def test_the_threshold_is_the_lowest_that_keeps_enough_out(trained, share):
     loose, more = calibrated(trained, held, crowd, rejects=0.5, rejects_same_subject=0.5)
     assert loose.threshold < ready.threshold
     assert more.accepted >= found.accepted > 0.5
+
+
+def test_the_threshold_expects_a_memory_of_edits_that_nobody_trained_on(trained):
+    """Strangers meet few of the edits that were trained on, and many of as many others."""
+    held, crowd = examples(1), examples(0)
+    ready, _ = calibrated(trained, held, crowd, rejects=0.9, rejects_same_subject=0.01)
+    alone, _ = calibrated(trained, held, held, rejects=0.9, rejects_same_subject=0.01)
+    fresh = examples(3, 2 * FACTS)
+    near = ready.embed(fresh.pooled[fresh.neighbours[:, 0]])
+    memory = ready.embed(fresh.pooled[fresh.wordings[:, 0]])
+    kept_out = float((top_one(near, memory)[0] < ready.threshold).float().mean())
+    assert 0.8 < kept_out < 0.99
+    assert alone.threshold == pytest.approx(ready.threshold, abs=0.05)
 
 
 def test_auc_counts_pairs_and_ties_half():

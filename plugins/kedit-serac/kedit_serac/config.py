@@ -38,7 +38,7 @@ class ScopeTraining:
         dropout: share of the pooled states that is hidden from it at each step.
         wordings: prompts at the most that ask for one fact, lent by its relation where it has fewer.
         others: other questions about the subject of each fact.
-        rejects: share of the neighbours of the validation facts that the threshold keeps out.
+        rejects: share of the neighbours that the threshold keeps out of a memory as large as the training set.
         rejects_same_subject: share of other questions about their subjects that it keeps out.
     """
 
