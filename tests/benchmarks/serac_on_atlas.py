@@ -6,13 +6,14 @@
 percent by exact match, for each number of edits in memory:
 
 * edits: on their own prompt; paraphrases; wordings that no fact was ever trained in;
-* copies: targets that are random strings of tokens, by the counterfactual model alone;
+* unseen, random: targets that training never met, real answers and strings of random tokens, by the
+  counterfactual model alone;
 * near: neighbours whose answer is as before (those that are edits themselves left out); same subject: other
   questions about edited subjects that meet no edit; kept: the change in right answers to unrelated facts.
 
 Then one table of the trained projection beside raw cosine and an untrained projection: AUC by kind of hard
-negative, and the share of paraphrases that are accepted where 98 % of the neighbours are rejected; then seconds
-and memory of the search. Exits 1 when a bar is missed.
+negative, and the share of paraphrases that are accepted where 98 % of the neighbours are rejected. Exits 1 when
+a bar is missed. ``serac_costs.py`` measures time and room.
 """
 
 import random
@@ -30,13 +31,12 @@ from rich.table import Table
 from kedit_atlas.world import load_world
 from kedit_core import Editor, EditRequest, Plugins
 from kedit_core.cli.screen import print_json, quiet_transformers, screen
-from kedit_core.tokens import encode
+from kedit_core.tokens import encode, encode_target
 from kedit_memory.pooling import pooled_states
 from kedit_memory.scope import ScopeClassifier, top_one
 from kedit_memory.scope_training import auc_of
 from kedit_serac.checkpoints import read
 from kedit_serac.counterfactual import edit_text, head_of
-from kedit_serac.kernels import scope_top1
 from kedit_serac.rows import Row, batch_of, stop_of
 
 BARS: Mapping[str, float] = {
@@ -45,10 +45,9 @@ BARS: Mapping[str, float] = {
     "never trained": 60,
     "near": 97.5,
     "same subject": 88,
-    "copies": 90,
+    "unseen": 90,
 }
-ACCEPTED_BAR, KEPT_BAR, SECONDS_BAR, SLOWER_BAR, ROOM_BAR = 92, 0.5, 5, 3, 1.1
-MANY, FEW, QUERIES = 100_000, 100, 32
+ACCEPTED_BAR, KEPT_BAR, SECONDS_BAR = 92, 0.5, 5
 REJECTED = 0.98
 
 
@@ -146,23 +145,39 @@ class Bench:
     def _mean(self, facts: Sequence[EditRequest], metric: str) -> float:
         return self.editor.evaluate(facts, [metric]).means()[metric]
 
-    @torch.no_grad()
-    def copies(self, count: int = 200) -> float:
-        """Return how often the counterfactual model copies a random target behind a paraphrase, in percent."""
-        model, tokenizer = self.editor.model, self.editor.tokenizer
-        own, stop = self.checkpoint.counterfactual(), stop_of(tokenizer)
-        vocabulary, hits = len(tokenizer), 0
+    def unseen_targets(self, count: int = 300) -> dict[str, float]:
+        """Return how often the counterfactual model alone says a target that it never met, in percent.
+
+        Real answers that no fact to train on has, and strings of 1 to 4 random tokens; each stored behind the
+        prompt of an edit and asked for in a paraphrase of it.
+        """
+        tokenizer = self.editor.tokenizer
+        known = {
+            answer
+            for one in self._plugins.call_all("read_requests", source="atlas:training")
+            for answer in (one.target_new, one.target_true)
+        }
+        unmet = sorted({fact.object for fact in load_world().facts} - known)
+        rows: dict[str, list[Row]] = {"unseen": [], "random": []}
         for one in self._facts[:count]:
-            target = tuple(
-                self._chance.randrange(vocabulary) for _ in range(self._chance.randint(1, 4))
-            )
             prompt, query = encode(tokenizer, [one.prompt, one.paraphrases[0]])
-            batch = batch_of(
-                [Row(edit=edit_text(prompt.ids, target), query=query.ids, answer=target)], stop
-            )
-            best = head_of(model, own(model, batch.text)).argmax(-1)
-            hits += bool((best == batch.labels)[batch.targets].all())
-        return 100 * hits / count
+            real = encode_target(tokenizer, query, f" {self._chance.choice(unmet)}")
+            length = self._chance.randint(1, 4)
+            drawn = tuple(self._chance.randrange(len(tokenizer)) for _ in range(length))
+            for name, target in (("unseen", real), ("random", drawn)):
+                edit = edit_text(prompt.ids, target)
+                rows[name].append(Row(edit=edit, query=query.ids, answer=target))
+        return {name: 100 * self._said(own) for name, own in rows.items()}
+
+    @torch.no_grad()
+    def _said(self, rows: Sequence[Row], size: int = 50) -> float:
+        model, own = self.editor.model, self.checkpoint.counterfactual()
+        hits = 0
+        for start in range(0, len(rows), size):
+            batch = batch_of(rows[start : start + size], stop_of(self.editor.tokenizer))
+            right = head_of(model, own(model, batch.text)).argmax(-1) == batch.labels
+            hits += int((right | ~batch.targets).all(1).sum())
+        return hits / len(rows)
 
     def projections(self, edits: int) -> dict[str, dict[str, float]]:
         """Return, for the trained projection and its controls, AUC by kind and what is accepted."""
@@ -185,27 +200,6 @@ class Bench:
     def _states(self, classifier: ScopeClassifier, texts: Sequence[str]) -> torch.Tensor:
         ids = [one.ids for one in encode(self.editor.tokenizer, texts)]
         return pooled_states(self.editor.model, classifier.sites, ids, alone=False)
-
-    def search(self) -> dict[str, float]:
-        """Return how much slower queries are with many edits than with few, and what room they take."""
-        width = self.checkpoint.classifier.offset.shape[0]
-        chance = torch.Generator().manual_seed(0)
-        memory = torch.nn.functional.normalize(torch.randn(MANY, width, generator=chance), dim=1)
-        texts = [one.prompt for one in self._facts[:QUERIES]]
-
-        def asked(edits: int) -> float:
-            best = float("inf")
-            for _ in range(5):
-                started = perf_counter()
-                states = self._states(self.checkpoint.classifier, texts)
-                scope_top1(self.checkpoint.classifier.embed(states), memory[:edits])
-                best = min(best, perf_counter() - started)
-            return best
-
-        few, many = asked(FEW), asked(MANY)
-        # One tile of products is all that is there beside the vectors.
-        room = (memory.nbytes + QUERIES * 8192 * 4) / memory.nbytes
-        return {"few": few, "many": many, "slower": many / few, "room": room}
 
 
 def _controls(trained: ScopeClassifier) -> dict[str, Any]:
@@ -238,9 +232,7 @@ def _compared(
     }
 
 
-def missed(
-    judged: Mapping[int, Mapping[str, float]], accepted: float, search: Mapping[str, float]
-) -> list[str]:
+def missed(judged: Mapping[int, Mapping[str, float]], accepted: float) -> list[str]:
     """Return the bars that are missed."""
     found = [
         f"{edits} edits, {name}: {scores[name]:.1f} of {bar}"
@@ -249,14 +241,12 @@ def missed(
         if scores[name] < bar
     ]
     for edits, scores in judged.items():
-        if abs(scores["kept"]) > KEPT_BAR:
+        if round(abs(scores["kept"]), 6) > KEPT_BAR:
             found.append(f"{edits} edits, kept: {scores['kept']:+.2f} of ±{KEPT_BAR}")
         if scores["seconds"] > SECONDS_BAR:
             found.append(f"{edits} edits: {scores['seconds']:.1f} s of {SECONDS_BAR}")
     if accepted < ACCEPTED_BAR:
         found.append(f"accepted at 98 % rejection: {accepted:.1f} of {ACCEPTED_BAR}")
-    if search["slower"] > SLOWER_BAR or search["room"] > ROOM_BAR:
-        found.append(f"search: {search['slower']:.2f} x the time, {search['room']:.2f} x the room")
     return found
 
 
@@ -270,16 +260,15 @@ def main(
     """Judge a checkpoint and print its scores."""
     torch.set_num_threads(1)
     bench = Bench(model, checkpoint, seed)
-    copies = bench.copies()
-    judged = {number: {**bench.judged(number), "copies": copies} for number in edits}
-    compared, search = bench.projections(max(edits)), bench.search()
-    complaints = missed(judged, compared["trained"]["accepted"], search)
+    alone = bench.unseen_targets()
+    judged = {number: {**bench.judged(number), **alone} for number in edits}
+    compared = bench.projections(max(edits))
+    complaints = missed(judged, compared["trained"]["accepted"])
     if as_json:
-        print_json({"judged": judged, "projections": compared, "search": search})
+        print_json({"judged": judged, "projections": compared})
     else:
         show(f"{model}, edits in memory", {str(n): one for n, one in judged.items()})
         show("projections: AUC by kind, and paraphrases accepted", compared)
-        show("search", {"32 queries": search})
         for complaint in complaints:
             screen().print(f"missed: {complaint}")
     sys.exit(bool(complaints))

@@ -1,6 +1,7 @@
 """One forward pass of a model as a memory sees it: which tokens it reads, and what is kept of its prompt."""
 
 import inspect
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from kedit_core.errors import ModelError
 from kedit_memory.kept import OUTSIDE, Kept
+
+log = logging.getLogger(__name__)
 
 
 class Passage:
@@ -104,13 +107,19 @@ class Passage:
             return places[wanted.to(places.device)]
         return places[-wanted:] if wanted else places
 
-    def settle(self, decision: Tensor) -> Kept:
-        """Keep a decision for these rows and what follows them.
+    def settle(self, decision: Tensor, probability: Tensor | None = None) -> Kept:
+        """Keep a decision for these rows and what follows them; the log hears it at level debug.
 
         Args:
             decision: (rows,) int64, an entry each or ``OUTSIDE``.
+            probability: (rows,) of being in scope, for the log.
         """
         self.kept = Kept(decision, self.prompt)
+        if log.isEnabledFor(logging.DEBUG):
+            likely = [None] * len(decision) if probability is None else probability.tolist()
+            for row, (entry, one) in enumerate(zip(decision.tolist(), likely, strict=True)):
+                where = "outside" if entry == OUTSIDE else f"entry {entry}"
+                log.debug("row %d: %s%s", row, where, "" if one is None else f", p {one:.3f}")
         return self.kept
 
 

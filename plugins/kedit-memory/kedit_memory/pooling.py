@@ -1,7 +1,8 @@
 """What a prompt looks like to the frozen model: hidden states pooled over its tokens.
 
-Three poolings, side by side: the mean of what the first block reads, and the mean and the last token of what
-a block half way up reads. The first says which words are there, the others what they ask.
+Side by side stand means over all tokens, of what the first block reads and of what one a third of the way up
+reads, and the last token's states two thirds of the way up and before the last block. The means say which words
+are there; what the prompt asks of them has gathered at its last token by then.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,34 +18,36 @@ from kedit_core.tokens import Ids
 from kedit_memory.passages import Passage
 from kedit_memory.routing import Routing
 
-POOLINGS = 3
-"""How many vectors of the model's width stand side by side in a pooled state."""
-
-_FIRST, _MIDDLE = "first", "middle"
+_MEAN, _LAST = "mean", "last"
 _ROWS, _TOKENS = 32, 1024
 
 
 @frozen(kw_only=True)
 class Sites:
-    """Whose inputs are pooled.
+    """Whose inputs are pooled, each from the lowest block to the highest.
 
     Attributes:
-        first: path of the first block.
-        middle: path of the block half way up.
+        means: paths of blocks of whose inputs the mean over all tokens is taken.
+        lasts: paths of blocks of whose inputs the last token's is taken.
     """
 
-    first: str
-    middle: str
+    means: tuple[str, ...]
+    lasts: tuple[str, ...]
 
 
 def sites_of(layout: ModelLayout) -> Sites:
-    """Return the first block and the one half way up."""
-    layers = layout.layers
-    return Sites(first=layers[0].path, middle=layers[len(layers) // 2].path)
+    """Return the first block and one a third of the way up; one two thirds of the way up and the last."""
+    count = len(layout.layers)
+
+    def paths(*places: int) -> tuple[str, ...]:
+        kept = dict.fromkeys(min(place, count - 1) for place in places)
+        return tuple(layout.layers[place].path for place in kept)
+
+    return Sites(means=paths(0, max(1, count // 3)), lasts=paths(2 * count // 3, count - 1))
 
 
 class _Enough(Exception):  # noqa: N818
-    """Both blocks have begun; the rest of the forward is not needed."""
+    """All blocks whose inputs are pooled have begun; the rest of the forward is not needed."""
 
 
 def watch(model: nn.Module, sites: Sites, routing: Routing, *, stop: bool = False) -> list[Any]:
@@ -54,40 +57,46 @@ def watch(model: nn.Module, sites: Sites, routing: Routing, *, stop: bool = Fals
         model: to watch.
         sites: whose inputs are pooled.
         routing: knows the pass.
-        stop: end the forward once both are seen.
+        stop: end the forward once all are seen.
     """
+    wanted = _wanted(sites)
 
-    def first(_: nn.Module, args: Any, kwargs: Any) -> None:
-        passage = routing.passage
-        if passage is not None and passage.reads_a_prompt:
-            passage.pooled[_FIRST] = _mean(_hidden(args, kwargs), passage)
-
-    def middle(_: nn.Module, args: Any, kwargs: Any) -> None:
-        passage = routing.passage
-        if passage is not None and passage.reads_a_prompt:
+    def hook_of(path: str) -> Any:
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            passage = routing.passage
+            if passage is None or not passage.reads_a_prompt:
+                return
             hidden = _hidden(args, kwargs)
-            both = [_mean(hidden, passage), _last(hidden, passage)]
-            passage.pooled[_MIDDLE] = torch.cat(both, dim=1)
-        if stop:
-            raise _Enough
+            for kind, pool in ((_MEAN, _mean), (_LAST, _last)):
+                if (kind, path) in wanted:
+                    passage.pooled[f"{kind} {path}"] = pool(hidden, passage)
+            if stop and len(passage.pooled) == len(wanted):
+                raise _Enough
+
+        return hook
 
     return [
-        model.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
-        for path, hook in ((sites.first, first), (sites.middle, middle))
+        model.get_submodule(path).register_forward_pre_hook(hook_of(path), with_kwargs=True)
+        for path in dict.fromkeys(path for _, path in wanted)
     ]
 
 
-def pooled_in(passage: Passage) -> Tensor:
-    """Return what the hooks noted of the prompts of a pass, (rows, 3 · hidden) float32."""
-    middle = passage.pooled[_MIDDLE]
-    return torch.cat([passage.pooled[_FIRST].to(middle.device), middle], dim=1)
+def pooled_in(passage: Passage, sites: Sites) -> Tensor:
+    """Return what the hooks noted of the prompts of a pass, (rows, sites · hidden) float32."""
+    found = [passage.pooled[f"{kind} {path}"] for kind, path in _wanted(sites)]
+    return torch.cat([one.to(found[-1].device) for one in found], dim=1)
+
+
+def _wanted(sites: Sites) -> list[tuple[str, str]]:
+    """Return what is pooled at which block, in the order in which it stands side by side."""
+    return [(_MEAN, path) for path in sites.means] + [(_LAST, path) for path in sites.lasts]
 
 
 @torch.no_grad()
 def pooled_states(model: Any, sites: Sites, prompts: Sequence[Ids], *, alone: bool) -> Tensor:
-    """Return the pooled states of prompts, (prompts, 3 · hidden) float32 on the CPU.
+    """Return the pooled states of prompts, (prompts, sites · hidden) float32 on the CPU.
 
-    The forward ends half way up.
+    The forward ends where the last of them is read.
 
     Args:
         model: in ``eval`` mode; memories in it change nothing of what is read here.
@@ -96,15 +105,15 @@ def pooled_states(model: Any, sites: Sites, prompts: Sequence[Ids], *, alone: bo
         alone: read each by itself: what comes back is then the same bits whatever else is asked.
     """
     found: dict[Ids, Tensor] = {}
-    for batch in _batches(prompts, 1 if alone else _ROWS):
-        width = max(map(len, batch))
-        rows = [[*ids, *[0] * (width - len(ids))] for ids in batch]
-        mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in batch]
-        with _reading(model, sites) as read:
+    with _reading(model, sites) as read:
+        for batch in _batches(prompts, 1 if alone else _ROWS):
+            width = max(map(len, batch))
+            rows = [[*ids, *[0] * (width - len(ids))] for ids in batch]
+            mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in batch]
             states = read(
                 torch.tensor(rows, device=model.device), torch.tensor(mask, device=model.device)
             ).cpu()
-        found.update(zip(batch, states, strict=True))
+            found.update(zip(batch, states, strict=True))
     return torch.stack([found[ids] for ids in prompts]) if prompts else torch.empty(0, 0)
 
 
@@ -121,10 +130,10 @@ def _reading(model: Any, sites: Sites) -> Iterator[Any]:
         try:
             model(input_ids=ids, attention_mask=mask, use_cache=False)
         except _Enough:
-            return pooled_in(seen[0])
-        raise RuntimeError("the block half way up did not run")
+            return pooled_in(seen[0], sites)
+        raise RuntimeError("a block whose input is pooled did not run")
 
-    begin = model.get_submodule(sites.first).register_forward_pre_hook(note)
+    begin = model.get_submodule(sites.means[0]).register_forward_pre_hook(note)
     hooks = [begin, *watch(model, sites, routing, stop=True)]
     with routing.attach(hooks):
         yield read

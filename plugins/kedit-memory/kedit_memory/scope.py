@@ -36,7 +36,7 @@ class ScopeClassifier:
     """A trained scope classifier.
 
     Attributes:
-        projection: (width, 3 · hidden) float32.
+        projection: (width, sites · hidden) float32.
         offset: (width,) float32.
         sites: blocks whose inputs are pooled.
         threshold: cosine from which a prompt is in scope.
@@ -50,7 +50,7 @@ class ScopeClassifier:
     temperature: float
 
     def embed(self, pooled: Tensor) -> Tensor:
-        """Return directions (rows, width) of pooled states (rows, 3 · hidden)."""
+        """Return directions (rows, width) of pooled states (rows, sites · hidden)."""
         return torch.nn.functional.normalize(pooled @ self.projection.T + self.offset, dim=1)
 
     def match(self, queries: Tensor, memory: Tensor, search: Search | None = None) -> "Match":
@@ -82,7 +82,7 @@ class ScopeClassifier:
     def settings(self) -> dict[str, Any]:
         """Return the rest of it as JSON values."""
         return {
-            "sites": [self.sites.first, self.sites.middle],
+            "sites": {"means": list(self.sites.means), "lasts": list(self.sites.lasts)},
             "threshold": self.threshold,
             "temperature": self.temperature,
         }
@@ -110,14 +110,13 @@ def classifier_from(
         DeltaError: something of it is missing.
     """
     try:
-        first, middle = settings["sites"]
         return ScopeClassifier(
             **{name: tensors[_PREFIX + name].float() for name in _NAMES},
-            sites=Sites(first=first, middle=middle),
+            sites=Sites(**{kind: tuple(paths) for kind, paths in settings["sites"].items()}),
             threshold=float(settings["threshold"]),
             temperature=float(settings["temperature"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeltaError(where, f"holds no whole scope classifier ({error})") from None
 
 

@@ -20,7 +20,7 @@ class Examples:
     """Prompts as pooled states, told apart by what they ask.
 
     Attributes:
-        pooled: (prompts, 3 · hidden) float32.
+        pooled: (prompts, sites · hidden) float32.
         wordings: (facts, most) places of each fact's wordings in ``pooled``, its own prompt first, -1
             behind the last.
         others: (facts, most) places of other questions about each fact's subject, likewise.

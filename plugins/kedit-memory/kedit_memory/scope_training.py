@@ -24,7 +24,7 @@ from kedit_memory.scope import ScopeClassifier, top_one
 from kedit_memory.scope_examples import Examples
 
 _SHARP, _EDGE = 3.0, 0.5  # log a and b at the start
-_DECAY = 1e-2
+_DECAY = 3.0  # of the map, so strong that it keeps what many prompts agree on
 _QUERIES = {"wordings": 128, "others": 96, "neighbours": 64, "absent": 64}
 _SMALLEST = 32
 
@@ -42,9 +42,9 @@ class Lesson:
     """
 
     width: int = 256
-    steps: int = 1500
-    lr: float = 3e-3
-    dropout: float = 0.0
+    steps: int = 1200
+    lr: float = 1e-3
+    dropout: float = 0.05
     seed: int = 0
 
 
@@ -201,7 +201,9 @@ def calibrated(
     """Return a classifier with threshold and temperature from a validation split, and how it does there.
 
     The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
-    the one under which the decisions are likeliest.
+    the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
+    others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
+    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m.
 
     Args:
         classifier: trained.
@@ -217,6 +219,9 @@ def calibrated(
     }
     wanted = {"neighbours": rejects, "others": rejects_same_subject}
     edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
+    strangers = _strangers(classifier, examples)
+    if strangers.numel():
+        edges.append(float(strangers.quantile(rejects ** (len(examples) / len(memory)))))
     threshold = max(edges, default=classifier.threshold)
     threshold = min(threshold, 1.0 - 1e-4)  # an edit's own prompt is in its scope
     temperature = _temperature(inside, torch.cat(list(outside.values())), threshold)
@@ -260,6 +265,21 @@ def _wordings(
 def _nearest(classifier: ScopeClassifier, examples: Examples, kind: str, memory: Tensor) -> Tensor:
     table: Tensor = getattr(examples, kind)
     return top_one(classifier.embed(examples.pooled[table[table >= 0]]), memory)[0]
+
+
+def _strangers(classifier: ScopeClassifier, examples: Examples) -> Tensor:
+    """Return how near neighbours come to the edits of these facts, and wordings to those of other facts."""
+    memory = _edits(classifier, examples)
+    if len(memory) < 2:
+        return torch.empty(0)
+    near = _nearest(classifier, examples, "neighbours", memory)
+    table = examples.wordings
+    found = [near]
+    for own in range(len(table)):
+        queries = classifier.embed(examples.pooled[table[own][table[own] >= 0]])
+        others = torch.cat([memory[:own], memory[own + 1 :]])
+        found.append(top_one(queries, others)[0])
+    return torch.cat(found)
 
 
 def _temperature(inside: Tensor, outside: Tensor, threshold: float) -> float:

@@ -11,15 +11,29 @@ from kedit_memory.routing import Routing
 PROMPTS = [(5, 9, 17), (3,), (8, 8, 2, 40, 41), (5, 9, 17)]
 
 
-def test_they_are_two_means_and_a_last_token(model):
-    sites = sites_of(layout_of(model))
+def test_they_are_means_and_last_tokens_of_what_blocks_read(model):
+    layout = layout_of(model)
+    places = {layer.path: place for place, layer in enumerate(layout.layers)}
+    sites = sites_of(layout)
     found = pooled_states(model, sites, PROMPTS, alone=True)
     for prompt, pooled in zip(PROMPTS, found, strict=True):
         with torch.no_grad():
-            said = model(torch.tensor([prompt]), output_hidden_states=True)
-        first, middle = said.hidden_states[0][0], said.hidden_states[1][0]
-        wanted = torch.cat([first.mean(0), middle.mean(0), middle[-1]])
-        torch.testing.assert_close(pooled, wanted)
+            said = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states
+        means = [said[places[path]][0].mean(0) for path in sites.means]
+        lasts = [said[places[path]][0, -1] for path in sites.lasts]
+        torch.testing.assert_close(pooled, torch.cat(means + lasts))
+
+
+def test_sites_are_spread_over_the_blocks_and_each_is_pooled_once():
+    def chosen(blocks):
+        layout = layout_of(tiny_model("llama", dtype=torch.float32, layers=blocks))
+        places = [layer.path for layer in layout.layers]
+        sites = sites_of(layout)
+        return [[places.index(path) for path in kind] for kind in (sites.means, sites.lasts)]
+
+    assert chosen(6) == [[0, 2], [4, 5]]
+    assert chosen(2) == [[0, 1], [1]]
+    assert chosen(1) == [[0], [0]]
 
 
 def test_a_prompt_read_alone_has_the_same_bits_whatever_else_is_asked(model):
@@ -37,7 +51,7 @@ def test_reading_leaves_no_hook_behind(model):
     assert "generate" not in vars(model)
     hooks = [one for name, one in vars(model).items() if name.endswith("_hooks")]
     assert not any(hooks)
-    assert not any(model.get_submodule(sites.middle)._forward_pre_hooks.values())
+    assert not any(model.get_submodule(sites.lasts[-1])._forward_pre_hooks.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -46,7 +60,7 @@ def test_a_forward_pools_what_reading_pools(dtype):
     sites, routing, seen = sites_of(layout_of(model)), Routing(model), []
 
     def answer(passage, output):
-        seen.append(pooled_in(passage))
+        seen.append(pooled_in(passage, sites))
         return output
 
     read = pooled_states(model, sites, PROMPTS[:1], alone=True)

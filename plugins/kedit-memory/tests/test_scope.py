@@ -11,7 +11,7 @@ from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids, to
 CLASSIFIER = ScopeClassifier(
     projection=torch.randn(8, 12, generator=torch.Generator().manual_seed(0)),
     offset=torch.zeros(8),
-    sites=Sites(first="a", middle="b"),
+    sites=Sites(means=("a", "b"), lasts=("b",)),
     threshold=0.8,
     temperature=0.05,
 )

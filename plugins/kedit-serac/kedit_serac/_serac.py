@@ -134,9 +134,10 @@ class Answering:
 
     def _answer(self, passage: Passage, output: Any) -> Any:
         if passage.reads_a_prompt:
-            pooled = pooled_in(passage).to(self._embeddings.device)
+            pooled = pooled_in(passage, self._classifier.sites).to(self._embeddings.device)
             queries = self._classifier.embed(pooled)
-            passage.settle(self._classifier.match(queries, self._embeddings, scope_top1).edit)
+            match = self._classifier.match(queries, self._embeddings, scope_top1)
+            passage.settle(match.edit, match.probability)
         kept = passage.kept
         if kept is None or not kept.inside:
             return output

@@ -38,14 +38,14 @@ class ScopeTraining:
         dropout: share of the pooled states that is hidden from it at each step.
         wordings: prompts at the most that ask for one fact, lent by its relation where it has fewer.
         others: other questions about the subject of each fact.
-        rejects: share of the neighbours of the validation facts that the threshold keeps out.
+        rejects: share of the neighbours that the threshold keeps out of a memory as large as the training set.
         rejects_same_subject: share of other questions about their subjects that it keeps out.
     """
 
     width: int = field(default=256, validator=validators.ge(1))
-    steps: int = field(default=1500, validator=validators.ge(1))
-    lr: float = field(default=3e-3, validator=validators.gt(0))
-    dropout: float = field(default=0.0, validator=[validators.ge(0), validators.lt(1)])
+    steps: int = field(default=1200, validator=validators.ge(1))
+    lr: float = field(default=1e-3, validator=validators.gt(0))
+    dropout: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     wordings: int = field(default=10, validator=validators.ge(2))
     others: int = field(default=2, validator=validators.ge(1))
     rejects: float = field(default=0.98, validator=_share)
@@ -61,7 +61,7 @@ class CounterfactualTraining:
         heads: of its attention; None takes one for every 64 of its width.
         steps: of AdamW on each shard, at the most.
         batch: rows of a step.
-        accumulate: parts that a step's rows are read in, one after the other.
+        accumulate: parts that a step's rows are read in, one after the other, each of like lengths.
         lr: at the most; it rises over the first twentieth and falls to nothing at the end.
         random_targets: share of rows whose target is a random string of tokens, so that it must be copied.
         locality: weight of the KL divergence from the base where the stored edit is another fact's.

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-_TILE = 8192
+_TILE = 2048
 
 
 @torch.library.custom_op("kedit_serac::scope_top1", mutates_args=())

@@ -62,7 +62,8 @@ class Lessons:
         settings = self._settings
         # Nothing secret: the draws only have to come out the same after an interruption.
         chance = Random(f"{self._seed} {shard.name} {number}")  # noqa: S311
-        rows = self._rows(shard, chance)
+        # By length, so that the parts of a step need few pads.
+        rows = sorted(self._rows(shard, chance), key=lambda row: len(row.text(self._stop).codes))
         for group in self.adam.param_groups:
             group["lr"] = settings.lr * self.rate(number)
         self.adam.zero_grad()
@@ -70,9 +71,10 @@ class Lessons:
         self.model.train()
         with torch.enable_grad():
             for part in _parts(rows, settings.accumulate):
-                loss = self._loss(batch_of(part, self._stop)) * len(part) / len(rows)
+                loss = self._loss(batch_of(part, self._stop))
                 if settings.locality:
                     loss = loss + settings.locality * self._distance(shard, part, chance)
+                loss = loss * len(part) / len(rows)
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)

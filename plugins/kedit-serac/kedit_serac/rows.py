@@ -17,7 +17,7 @@ from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import Padded, Text, edit_text, padded
 
 _STOP = "."
-_LONGEST = 4  # tokens of a random target
+_LONGEST = 8  # tokens of a random target
 _IGNORED = -100
 
 

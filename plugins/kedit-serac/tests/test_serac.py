@@ -192,3 +192,21 @@ def test_a_checkpoint_of_another_model_is_refused(family, models, checkpoints, e
     editor = Editor(model, tokenizer, "serac", {"checkpoint": str(checkpoints / other)})
     with pytest.raises(KeditError, match="was trained for another model"):
         editor.edit(edited[0])
+
+
+def test_the_log_says_what_was_decided_on_each_prompt(editor, edited, prompts, caplog):
+    editor.edit(edited)
+    ids, mask = rows_of(editor, prompts[:4], "left")
+    with torch.no_grad():
+        editor.model(input_ids=ids, attention_mask=mask)
+    assert not caplog.records
+    with caplog.at_level("DEBUG", logger="kedit_memory"), torch.no_grad():
+        editor.model(input_ids=ids, attention_mask=mask)
+    said = [record.getMessage() for record in caplog.records]
+    assert [one.partition(", p ")[0] for one in said] == [
+        "row 0: entry 0",
+        "row 1: outside",
+        "row 2: entry 1",
+        "row 3: outside",
+    ]
+    assert [float(one.partition(", p ")[2]) > 0.5 for one in said] == [True, False, True, False]
