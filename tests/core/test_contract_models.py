@@ -70,7 +70,7 @@ def test_every_call_gives_a_model_of_its_own(kept):
 def test_a_damaged_file_is_trained_anew_to_the_same_bits_and_no_chance_is_used_up(kept, tmp_path):
     whole = state_digest(trained_model("llama", cache_folder=kept)[0])
     damaged = {}
-    for file in kept.rglob("*.safetensors"):
+    for file in kept.glob("contract-models/*.safetensors"):
         content = bytearray(file.read_bytes())
         content[-100] ^= 1
         copy = tmp_path / file.relative_to(kept)

@@ -1,6 +1,7 @@
 """What the tests of kedit-serac share: checkpoints for the contract's two models, trained once and kept."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def models(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def checkpoints(models):
+def checkpoints(models, tmp_path_factory):
     """Return a folder with a trained checkpoint for each of the contract's two models."""
     recipe = hashlib.sha256(repr(plan("")).encode())
     for module in MADE_BY:
@@ -111,8 +112,7 @@ def checkpoints(models):
     for family in FAMILIES:
         if not (root / family / BEST).exists():
             model, tokenizer = trained_model(family, cache_folder=models)
-            making = root.with_suffix(f".{family}")
-            shutil.rmtree(making, ignore_errors=True)
+            making = tmp_path_factory.mktemp("making") / family
             Training(
                 model,
                 tokenizer,
@@ -120,9 +120,20 @@ def checkpoints(models):
                 [Source(name="facts", requests=requests_of(judged=False))],
                 judged=requests_of(judged=True),
             ).run()
-            root.mkdir(exist_ok=True)
-            making.rename(root / family)
+            _keep(making, root / family)
     return root
+
+
+def _keep(made, kept):
+    """Move a folder to where it is kept, unless another process was first."""
+    beside = kept.with_name(f".{kept.name}.{os.getpid()}")
+    shutil.copytree(made, beside)  # what was made may lie on another disk
+    try:
+        beside.rename(kept)
+    except OSError:
+        shutil.rmtree(beside)
+        if not (kept / BEST).exists():
+            raise
 
 
 @pytest.fixture(scope="session")
