@@ -42,8 +42,8 @@ def versions(packages: list[str]) -> dict[str, str]:
 def give_back_memory() -> None:
     """Give memory that was freed back to the system, where the C library does so when asked (glibc).
 
-    Forwards of many lengths leave its heap full of holes: without this a stream of a thousand edits grows by
-    hundreds of MiB though nothing is held. It takes some milliseconds.
+    Forwards of many lengths leave its heap full of holes, tens of MiB for small models. It takes some
+    milliseconds.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
