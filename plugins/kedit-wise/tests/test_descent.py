@@ -115,6 +115,12 @@ def test_training_from_the_edited_block_on_is_training_the_whole_model(new_edito
     assert list(noted) == pytest.approx(losses, rel=1e-9)
 
 
+def mean_above(values):
+    """Return the mean of the values above zero, zero where there is none."""
+    above = [value for value in values if value > 0]
+    return torch.stack(above).mean() if above else torch.zeros_like(values[0])
+
+
 def trained_whole(editor, requests, memory, share):
     """Return update and losses of the same training by whole forwards, every row by itself."""
     own = Descent(**{**SMALL, "decay": 1e-3, "clamp": 0.2})
@@ -141,10 +147,6 @@ def trained_whole(editor, requests, memory, share):
         logits = model(input_ids=torch.tensor([ids])).logits[0]
         handle.remove()
         return logits, seen[0]
-
-    def mean_above(values):
-        above = [value for value in values if value > 0]
-        return torch.stack(above).mean() if above else torch.zeros((), dtype=update.dtype)
 
     for _ in range(own.steps):
         total = torch.zeros((), dtype=update.dtype)
