@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kedit_core.digests import digest
 from kedit_core.errors import DeltaError
+from kedit_memory.encoders import Encoder, encoder_from
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.pooling import Sites
 
@@ -36,11 +37,12 @@ class ScopeClassifier:
     """A trained scope classifier.
 
     Attributes:
-        projection: (width, sites · hidden) float32.
+        projection: (width, features) float32.
         offset: (width,) float32.
-        sites: blocks whose inputs are pooled.
+        sites: blocks whose inputs are pooled; none where an encoder reads.
         threshold: cosine from which a prompt is in scope.
         temperature: how fast the probability grows around it.
+        encoder: reads the prompts instead of the model; None for the model's own states.
     """
 
     projection: Tensor = field(eq=digest, repr=False)
@@ -48,9 +50,15 @@ class ScopeClassifier:
     sites: Sites
     threshold: float
     temperature: float
+    encoder: Encoder | None = None
+
+    @property
+    def source(self) -> Sites | Encoder:
+        """Return what reads prompts for it (``readers``)."""
+        return self.encoder or self.sites
 
     def embed(self, pooled: Tensor) -> Tensor:
-        """Return directions (rows, width) of pooled states (rows, sites · hidden)."""
+        """Return directions (rows, width) of pooled states (rows, features)."""
         return torch.nn.functional.normalize(pooled @ self.projection.T + self.offset, dim=1)
 
     def match(self, queries: Tensor, memory: Tensor, search: Search | None = None) -> "Match":
@@ -81,10 +89,12 @@ class ScopeClassifier:
 
     def settings(self) -> dict[str, Any]:
         """Return the rest of it as JSON values."""
+        encoder = {} if self.encoder is None else {"encoder": self.encoder.as_json()}
         return {
             "sites": {"means": list(self.sites.means), "lasts": list(self.sites.lasts)},
             "threshold": self.threshold,
             "temperature": self.temperature,
+            **encoder,
         }
 
 
@@ -115,6 +125,7 @@ def classifier_from(
             sites=Sites(**{kind: tuple(paths) for kind, paths in settings["sites"].items()}),
             threshold=float(settings["threshold"]),
             temperature=float(settings["temperature"]),
+            encoder=encoder_from(settings["encoder"]) if "encoder" in settings else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeltaError(where, f"holds no whole scope classifier ({error})") from None

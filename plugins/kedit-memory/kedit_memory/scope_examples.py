@@ -9,7 +9,9 @@ from torch import Tensor
 
 from kedit_core.progress import Progress
 from kedit_core.tokens import encode
-from kedit_memory.pooling import Sites, pooled_states
+from kedit_memory.encoders import Encoder
+from kedit_memory.pooling import Sites
+from kedit_memory.readers import reader_of
 from kedit_memory.scope_facts import Facts
 
 _AT_ONCE = 512
@@ -20,7 +22,7 @@ class Examples:
     """Prompts as pooled states, told apart by what they ask.
 
     Attributes:
-        pooled: (prompts, sites · hidden) float32.
+        pooled: (prompts, features) float32.
         wordings: (facts, most) places of each fact's wordings in ``pooled``, its own prompt first, -1
             behind the last.
         others: (facts, most) places of other questions about each fact's subject, likewise.
@@ -41,7 +43,7 @@ def examples_of(
     model: Any,
     tokenizer: Any,
     facts: Facts,
-    sites: Sites,
+    source: Sites | Encoder,
     progress: Progress,
     *,
     wordings: int = 10,
@@ -56,7 +58,7 @@ def examples_of(
         model: the frozen one, in ``eval`` mode.
         tokenizer: the model's.
         facts: to learn from.
-        sites: whose inputs are pooled.
+        source: what reads the prompts: blocks whose inputs are pooled, or an encoder.
         progress: hears how far it is.
         wordings: of one fact at the most.
         others: other questions about a subject at the most.
@@ -71,11 +73,11 @@ def examples_of(
     places: dict[str, int] = {}
     tables = [_table(kind, places) for kind in (said, asked, near)]
     ids = [one.ids for one in encode(tokenizer, list(places), chat)]
-    pooled = []
+    pooled, reader = [], reader_of(model, tokenizer, source, model.device)
     with progress.task("reading what asks the same and what does not", len(ids), "prompts") as done:
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
-            pooled.append(pooled_states(model, sites, some, alone=False))
+            pooled.append(reader.states(some, alone=False))
             done(len(some))
     first, second, third = tables
     return Examples(pooled=torch.cat(pooled), wordings=first, others=second, neighbours=third)

@@ -26,7 +26,7 @@ from kedit_core.tokens import Ids, encode_target
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.members import Members, members_of, memory_of, shared_of
 from kedit_memory.passages import Passage
-from kedit_memory.pooling import pooled_in, pooled_states, watch
+from kedit_memory.readers import reader_of
 from kedit_memory.routing import Routing
 from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids
 from kedit_serac.checkpoints import loaded, made_for, read_for
@@ -73,7 +73,8 @@ def serac(
     classifier = trained.classifier
     prompts = [one.ids for one in encode(tokenizer, _prompts(batch.requests), batch.chat)]
     # Read alone, so that an edit is the same bits whatever it was added with.
-    pooled = pooled_states(model, classifier.sites, prompts, alone=True)
+    reader = reader_of(model, tokenizer, classifier.source, model.device)
+    pooled = reader.states(prompts, alone=True)
     rows = [classifier.embed(one[None])[0] for one in pooled]  # (width,) each
     if rows:
         held = held.plus(Members(requests=batch.requests, rows={_EMBEDDING: torch.stack(rows)}))
@@ -100,7 +101,7 @@ def scope(
     if not prompts:
         return Scope(probability=torch.zeros(0), requests=())
     asked = [one.ids for one in encode(tokenizer, prompts, delta.provenance.chat)]
-    pooled = pooled_states(model, classifier.sites, asked, alone=True)
+    pooled = reader_of(model, tokenizer, classifier.source, model.device).states(asked, alone=True)
     match = classifier.match(classifier.embed(pooled), members.rows[_EMBEDDING], scope_top1)
     return Scope(probability=match.probability, requests=request_ids(match, members.ids))
 
@@ -125,16 +126,16 @@ class Answering:
         texts = [_edit(tokenizer, one, delta.provenance.chat) for one in members.requests]
         self._prompts = [prompt for prompt, _ in texts]
         self._targets = [target for _, target in texts]
+        self._reader = reader_of(model, tokenizer, classifier.source, weight.device)
         self._routing = Routing(model)
 
     def attach(self) -> Applied:
         """Begin to answer."""
-        hooks = watch(self._model, self._classifier.sites, self._routing)
-        return self._routing.attach(hooks, self._answer)
+        return self._routing.attach(self._reader.watch(self._routing), self._answer)
 
     def _answer(self, passage: Passage, output: Any) -> Any:
         if passage.reads_a_prompt:
-            pooled = pooled_in(passage, self._classifier.sites).to(self._embeddings.device)
+            pooled = self._reader.noted(passage).to(self._embeddings.device)
             queries = self._classifier.embed(pooled)
             match = self._classifier.match(queries, self._embeddings, scope_top1)
             passage.settle(match.edit, match.probability)

@@ -32,6 +32,9 @@ class ScopeTraining:
     """How the scope classifier is trained.
 
     Attributes:
+        encoder: folder or hub id of a text encoder that reads the prompts; None for the model's own states.
+        pooling: of the encoder's last hidden states: mean, first or last; None takes what the encoder says of
+            itself, or else the mean.
         width: of its directions.
         steps: of Adam.
         lr: at the start; it falls to nothing over the second half.
@@ -42,6 +45,10 @@ class ScopeTraining:
         rejects_same_subject: share of other questions about their subjects that it keeps out.
     """
 
+    encoder: str | None = None
+    pooling: str | None = field(
+        default=None, validator=validators.optional(validators.in_(("mean", "first", "last")))
+    )
     width: int = field(default=256, validator=validators.ge(1))
     steps: int = field(default=1200, validator=validators.ge(1))
     lr: float = field(default=1e-3, validator=validators.gt(0))

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from kedit_core.scoring import score_answers
 from kedit_core.tokens import Ids, encode, encode_target
 from kedit_memory.kept import OUTSIDE
-from kedit_memory.pooling import pooled_states
+from kedit_memory.readers import reader_of
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import Counterfactual, head_of
@@ -78,12 +78,9 @@ def exam_of(
             answer = encode_target(tokenizer, prompt, f" {probe.answers[0]}")
             probes.append(Probe(prompt=prompt.ids, answer=answer))
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    states = pooled_states(
-        model,
-        classifier.sites,
-        [*(one.wordings[0] for one in some), *(one.prompt for one in probes)],
-        alone=False,
-    )
+    prompts = [*(one.wordings[0] for one in some), *(one.prompt for one in probes)]
+    reader = reader_of(model, tokenizer, classifier.source, model.device)
+    states = reader.states(prompts, alone=False)
     found = classifier.embed(states)
     match = classifier.match(found[len(some) :], found[: len(some)])
     return Exam(

@@ -5,7 +5,7 @@ training that was interrupted ends at the bits that it would have ended at.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,17 +20,15 @@ from kedit_core.errors import KeditError
 from kedit_core.progress import Progress
 from kedit_core.untouched import at_rest
 from kedit_memory.disjoint import check_disjoint
-from kedit_memory.pooling import sites_of
 from kedit_memory.scope import ScopeClassifier
-from kedit_memory.scope_examples import Examples, examples_of, joined
 from kedit_memory.scope_facts import Facts
-from kedit_memory.scope_training import Calibration, Lesson, calibrated, train_scope
 from kedit_serac.checkpoints import BEST, LAST, Checkpoint, made_for, read, write
 from kedit_serac.counterfactual import new_counterfactual, shape_for
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.rows import stop_of
+from kedit_serac.scoping import Scoping, source_of, untrained
 from kedit_serac.shards import Prepared, Source, prepared
 from kedit_serac.where import Where
 
@@ -79,7 +77,10 @@ class Training:
         self._model, self._tokenizer, self._plan = model, tokenizer, plan
         self._progress, self._say = progress or Progress(), say or (lambda _: None)
         self._weights = Weights(model)
-        self._sites = sites_of(self._weights.layout)
+        read_by = source_of(self._weights.layout, plan.scope)
+        self._scoping = Scoping(
+            model=model, tokenizer=tokenizer, plan=plan, source=read_by, progress=self._progress
+        )
         self._earlier = [prepared(source, tokenizer, plan) for source in earlier]
         self._shards = [prepared(source, tokenizer, plan) for source in shards]
         self._stop = stop_of(tokenizer)
@@ -130,18 +131,16 @@ class Training:
         settings = self._plan.counterfactual
         if self._plan.start is not None:
             found = read(Path(self._plan.start))
+            if found.classifier.source != self._scoping.source:
+                raise KeditError(
+                    f"{self._plan.start} was trained on other states of prompts; say the same scope.encoder "
+                    "and scope.pooling, or begin without start"
+                )
             return evolve(found, state={}, about={}, made_for=self._made_for)
         shape = shape_for(self._model, settings.blocks, settings.heads)
         model = new_counterfactual(shape, self._plan.seed)
-        nothing = ScopeClassifier(
-            projection=torch.empty(0, 0),
-            offset=torch.empty(0),
-            sites=self._sites,
-            threshold=1.0,
-            temperature=1.0,
-        )
         return Checkpoint(
-            classifier=nothing,
+            classifier=untrained(self._scoping.source),
             shape=shape,
             weights=model.state_dict(),
             made_for=self._made_for,
@@ -155,7 +154,7 @@ class Training:
         scope: Mapping[str, float] = start.about.get("scope", {})
         checkpoint = start
         if not resumed:
-            classifier, found = self._scope([*known, own], start.classifier)
+            classifier, found = self._scoping.learned([*known, own], start.classifier)
             scope = {
                 "scope/auc_val": min(found.auc.values(), default=0.0),
                 "scope/accepted_val": found.accepted,
@@ -210,47 +209,6 @@ class Training:
                 )
                 now = evolve(now, ended=last or now.stale >= settings.patience)
                 yield now, scores
-
-    def _scope(
-        self, parts: Sequence[Prepared], start: ScopeClassifier
-    ) -> tuple[ScopeClassifier, Calibration]:
-        """Return the classifier of all shards so far, calibrated on their validation splits."""
-        plan, settings = self._plan, self._plan.scope
-        every = {one.request.prompt for part in parts for half in part.facts for one in half.facts}
-        training = joined([self._examples(part.facts[0], every) for part in parts])
-        validation = joined([self._examples(part.facts[1], every) for part in parts])
-        lesson = Lesson(
-            width=settings.width,
-            steps=settings.steps,
-            lr=settings.lr,
-            dropout=settings.dropout,
-            seed=plan.seed,
-        )
-        fresh = start.projection.numel() == 0
-        about = (training, self._sites, lesson, self._progress)
-        trained = train_scope(*about, start=None if fresh else start)
-        return calibrated(
-            trained,
-            validation,
-            training,
-            rejects=settings.rejects,
-            rejects_same_subject=settings.rejects_same_subject,
-        )
-
-    def _examples(self, facts: Facts, edited: Collection[str]) -> Examples:
-        plan, settings = self._plan, self._plan.scope
-        return examples_of(
-            self._model,
-            self._tokenizer,
-            facts,
-            self._sites,
-            self._progress,
-            wordings=settings.wordings,
-            others=settings.others,
-            edited=edited,
-            chat=plan.chat,
-            seed=plan.seed,
-        )
 
     def _exams(self, parts: Sequence[Prepared], classifier: ScopeClassifier) -> dict[str, Exam]:
         exams = {}
