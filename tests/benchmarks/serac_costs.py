@@ -24,7 +24,7 @@ import typer
 from kedit_core import Editor, Plugins
 from kedit_core.cli.screen import print_json, quiet_transformers, screen
 from kedit_core.tokens import encode
-from kedit_memory.pooling import pooled_states
+from kedit_memory.readers import reader_of
 from kedit_serac.checkpoints import read
 from kedit_serac.kernels import scope_top1
 
@@ -63,15 +63,18 @@ class Costs:
 
     def search(self) -> dict[str, float]:
         """Return how much slower looking up is among many edits than among few, and its room."""
-        width = self._classifier.offset.shape[0]
+        classifier = self._classifier
+        width = classifier.offset.shape[0] + (classifier.lexicon.width if classifier.lexicon else 0)
+        reader = reader_of(
+            self.editor.model, self.editor.tokenizer, classifier.source, "cpu", classifier.lexicon
+        )
         chance = torch.Generator().manual_seed(0)
         asked = [one.ids for one in encode(self.editor.tokenizer, self._kept[:QUERIES])]
         raw = MANY * width * 4
 
         def seconds(memory: torch.Tensor) -> float:
             started = perf_counter()
-            states = pooled_states(self.editor.model, self._classifier.sites, asked, alone=False)
-            scope_top1(self._classifier.embed(states), memory)
+            scope_top1(classifier.embed(reader.states(asked, alone=False)), memory)
             return perf_counter() - started
 
         for _ in range(ROUNDS):  # what is loaded and pooled once is there

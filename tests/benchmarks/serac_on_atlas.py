@@ -11,17 +11,17 @@ percent by exact match, for each number of edits in memory:
 * near: neighbours whose answer is as before (those that are edits themselves left out); same subject: other
   questions about edited subjects that meet no edit; kept: the change in right answers to unrelated facts.
 
-Then one table of the trained projection beside raw cosine and an untrained projection: AUC by kind of hard
-negative, and the share of paraphrases that are accepted where 98 % of the neighbours are rejected. Exits 1 when
-a bar is missed. ``serac_costs.py`` measures time and room.
+Then one table of the trained classifier beside its two halves, raw cosine and an untrained projection: AUC by
+kind of hard negative, and the share of paraphrases, and of wordings never trained, that are accepted where 98 %
+of the neighbours are rejected. Exits 1 when a bar is missed. ``serac_costs.py`` measures time and room.
 """
 
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -32,9 +32,9 @@ from kedit_atlas.world import load_world
 from kedit_core import Editor, EditRequest, Plugins
 from kedit_core.cli.screen import print_json, quiet_transformers, screen
 from kedit_core.tokens import encode, encode_target
-from kedit_memory.pooling import pooled_states
+from kedit_memory.readers import reader_of
 from kedit_memory.scope import ScopeClassifier, top_one
-from kedit_memory.scope_training import auc_of
+from kedit_memory.scope_calibration import auc_of
 from kedit_serac.checkpoints import read
 from kedit_serac.counterfactual import edit_text, head_of
 from kedit_serac.rows import Row, batch_of, stop_of
@@ -180,56 +180,83 @@ class Bench:
         return hits / len(rows)
 
     def projections(self, edits: int) -> dict[str, dict[str, float]]:
-        """Return, for the trained projection and its controls, AUC by kind and what is accepted."""
+        """Return, for the trained classifier and its controls, AUC by kind and what is accepted."""
         facts = self.facts(edits)
         kinds, trained = self.kinds(facts), self.checkpoint.classifier
+        unseen = [(text, n) for n, one in enumerate(facts) for text in one.extra["unseen"]]
+        asked = {"paraphrases": kinds.paraphrases, "never trained": unseen}
         states = {
             name: self._states(trained, list(texts))
             for name, texts in {
                 "edits": [one.prompt for one in facts],
-                "paraphrases": [text for text, _ in kinds.paraphrases],
+                **{name: [text for text, _ in some] for name, some in asked.items()},
                 "near": kinds.near,
                 "same subject": kinds.same_subject,
                 "same relation": kinds.same_relation,
                 "random": kinds.random,
             }.items()
         }
-        own = torch.tensor([place for _, place in kinds.paraphrases])
-        return {name: _compared(embed, states, own) for name, embed in _controls(trained).items()}
+        own = {name: torch.tensor([place for _, place in some]) for name, some in asked.items()}
+        controls = _controls(trained, trained.named(facts))
+        return {name: _compared(*pair, states, own) for name, pair in controls.items()}
 
     def _states(self, classifier: ScopeClassifier, texts: Sequence[str]) -> torch.Tensor:
         ids = [one.ids for one in encode(self.editor.tokenizer, texts)]
-        return pooled_states(self.editor.model, classifier.sites, ids, alone=False)
+        reader = reader_of(
+            self.editor.model, self.editor.tokenizer, classifier.source, "cpu", classifier.lexicon
+        )
+        return reader.states(ids, alone=False)
 
 
-def _controls(trained: ScopeClassifier) -> dict[str, Any]:
-    """Return what turns pooled states into directions: trained, raw, and projected at random."""
+Embed = Callable[[torch.Tensor], torch.Tensor]
+"""Takes states of prompts to vectors."""
+
+
+def _controls(trained: ScopeClassifier, named: torch.Tensor) -> dict[str, tuple[Embed, Embed]]:
+    """Return how prompts and how edits become vectors: as trained, by halves, raw, projected at random."""
     chance = torch.Generator().manual_seed(0)
     matrix = torch.randn(trained.projection.shape, generator=chance)
+    features = trained.projection.shape[1]
     normalize = torch.nn.functional.normalize
+
+    def mapped(states: torch.Tensor) -> torch.Tensor:
+        return trained.embed(states)[:, : len(matrix)]
+
+    def raw(states: torch.Tensor) -> torch.Tensor:
+        return normalize(states[:, :features], dim=1)
+
+    def untrained(states: torch.Tensor) -> torch.Tensor:
+        return normalize(states[:, :features] @ matrix.T, dim=1)
+
     return {
-        "trained": trained.embed,
-        "raw cosine": lambda states: normalize(states, dim=1),
-        "untrained projection": lambda states: normalize(states @ matrix.T, dim=1),
+        "trained": (trained.embed, lambda states: trained.embed_edits(states, named)),
+        "its map alone": (mapped, mapped),
+        "its words alone": (lambda states: states[:, features:], lambda _: named),
+        "raw cosine": (raw, raw),
+        "untrained projection": (untrained, untrained),
     }
 
 
 def _compared(
-    embed: Any, states: Mapping[str, torch.Tensor], own: torch.Tensor
+    embed: Embed,
+    stored: Embed,
+    states: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
 ) -> dict[str, float]:
-    memory = embed(states["edits"])
-    best, place = top_one(embed(states["paraphrases"]), memory)
+    memory = stored(states["edits"])
+    met = {name: top_one(embed(states[name]), memory) for name in own}
     nearest = {
         name: top_one(embed(found), memory)[0]
         for name, found in states.items()
-        if name not in ("edits", "paraphrases") and len(found)
+        if name != "edits" and name not in own and len(found)
     }
     threshold = nearest["near"].quantile(REJECTED)
-    accepted = 100 * float(((place == own) & (best >= threshold)).float().mean())
-    return {
-        **{name: 100 * auc_of(best, near) for name, near in nearest.items()},
-        "accepted": accepted,
+    accepted = {
+        name: 100 * float(((place == own[name]) & (best >= threshold)).float().mean())
+        for name, (best, place) in met.items()
     }
+    aucs = {name: 100 * auc_of(met["paraphrases"][0], near) for name, near in nearest.items()}
+    return {**aucs, "accepted": accepted["paraphrases"], "never trained": accepted["never trained"]}
 
 
 def missed(judged: Mapping[int, Mapping[str, float]], accepted: float) -> list[str]:

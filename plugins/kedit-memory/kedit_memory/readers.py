@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kedit_core.tokens import Ids
 from kedit_memory.encoders import Encoder, TextEncoder, opened
+from kedit_memory.lexicons import Lexicon
 from kedit_memory.passages import Passage
 from kedit_memory.pooling import Sites, pooled_in, pooled_states, watch
 from kedit_memory.routing import Routing
@@ -77,8 +78,36 @@ class EncoderReader:
         return states[torch.tensor([places[text] for text in texts], dtype=torch.long)]
 
 
+class WordReader:
+    """Notes which words stand in a prompt, behind the states that somebody else reads."""
+
+    def __init__(self, inner: Reader, lexicon: Lexicon, tokenizer: Any) -> None:
+        """Read the words of what ``tokenizer``, the base's, decodes."""
+        self._inner, self._lexicon, self._tokenizer = inner, lexicon, tokenizer
+
+    def states(self, prompts: Sequence[Ids], *, alone: bool) -> Tensor:
+        """Return the states of ``inner`` and the words, (prompts, features + words)."""
+        return self._with_words(self._inner.states(prompts, alone=alone), prompts)
+
+    def watch(self, routing: Routing) -> list[Any]:
+        """Hang up what ``inner`` needs."""
+        return self._inner.watch(routing)
+
+    def noted(self, passage: Passage) -> Tensor:
+        """Return the states of the prompts of a pass and their words, (rows, features + words)."""
+        return self._with_words(self._inner.noted(passage), prompts_of(passage))
+
+    def _with_words(self, states: Tensor, prompts: Sequence[Ids]) -> Tensor:
+        said = self._lexicon.said(texts_of(self._tokenizer, prompts))
+        return torch.cat([states, said.to(states.device)], dim=1)
+
+
 def reader_of(
-    model: Any, tokenizer: Any, source: Sites | Encoder, device: torch.device | str = "cpu"
+    model: Any,
+    tokenizer: Any,
+    source: Sites | Encoder,
+    device: torch.device | str = "cpu",
+    lexicon: Lexicon | None = None,
 ) -> Reader:
     """Return who reads prompts.
 
@@ -87,13 +116,17 @@ def reader_of(
         tokenizer: the base's.
         source: blocks of the base, or an encoder.
         device: of the encoder.
+        lexicon: reads the words too.
 
     Raises:
         KeditError: the encoder is not on this machine, or is another one.
     """
+    inner: Reader
     if isinstance(source, Sites):
-        return OwnReader(model, source)
-    return EncoderReader(opened(source, device), tokenizer)
+        inner = OwnReader(model, source)
+    else:
+        inner = EncoderReader(opened(source, device), tokenizer)
+    return inner if lexicon is None else WordReader(inner, lexicon, tokenizer)
 
 
 def texts_of(tokenizer: Any, prompts: Sequence[Ids]) -> list[str]:

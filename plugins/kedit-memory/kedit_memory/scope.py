@@ -1,13 +1,17 @@
 """The scope classifier: which edit of a memory a prompt meets, if any.
 
 A linear map takes the frozen, pooled states of a prompt to a direction; an edit is the direction of its own
-prompt. With s the largest cosine between the two, over all edits,
+prompt. Beside it stands which words the prompt says, and which of them name the edit's subject (``lexicons``).
+With
+
+    s = max over edits of  cos(prompt, edit) + w · share of the edit's subject that stands in the prompt,
 
     p = σ((s - threshold) / temperature)
 
-is the probability that the prompt is in the scope of that edit; from ½ on it is. Map, threshold and
+is the probability that the prompt is in the scope of that edit; from ½ on it is. Map, w, threshold and
 temperature are trained (``scope_training``): cosines of raw states cannot tell "where was X born" from
-"which language does X speak".
+"which language does X speak", and no map that was trained on some names and wordings reads all others. Both
+parts stand side by side in one vector, so that s is one product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +23,10 @@ from torch import Tensor
 
 from kedit_core.digests import digest
 from kedit_core.errors import DeltaError
+from kedit_core.requests import EditRequest
 from kedit_memory.encoders import Encoder, encoder_from
 from kedit_memory.kept import OUTSIDE
+from kedit_memory.lexicons import Lexicon
 from kedit_memory.pooling import Sites
 
 Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,6 +36,7 @@ its place, (queries,) each."""
 _TILE = 8192
 _PREFIX = "scope."
 _NAMES = ("projection", "offset")
+_RARITY = f"{_PREFIX}rarity"
 
 
 @frozen(kw_only=True)
@@ -40,9 +47,11 @@ class ScopeClassifier:
         projection: (width, features) float32.
         offset: (width,) float32.
         sites: blocks whose inputs are pooled; none where an encoder reads.
-        threshold: cosine from which a prompt is in scope.
+        threshold: score from which a prompt is in scope.
         temperature: how fast the probability grows around it.
         encoder: reads the prompts instead of the model; None for the model's own states.
+        lexicon: reads their words; None where words do not count.
+        words: how much they count, w.
     """
 
     projection: Tensor = field(eq=digest, repr=False)
@@ -51,22 +60,49 @@ class ScopeClassifier:
     threshold: float
     temperature: float
     encoder: Encoder | None = None
+    lexicon: Lexicon | None = None
+    words: float = 0.0
 
     @property
     def source(self) -> Sites | Encoder:
         """Return what reads prompts for it (``readers``)."""
         return self.encoder or self.sites
 
-    def embed(self, pooled: Tensor) -> Tensor:
-        """Return directions (rows, width) of pooled states (rows, features)."""
-        return torch.nn.functional.normalize(pooled @ self.projection.T + self.offset, dim=1)
+    def embed(self, states: Tensor) -> Tensor:
+        """Return the vectors of prompts, (rows, width) and what their words say behind.
+
+        Args:
+            states: (rows, features), and (rows, words) of the lexicon behind, if there is one.
+        """
+        directions, said = self._parts(states)
+        return torch.cat([directions, self.words * said], dim=1)
+
+    def embed_edits(self, states: Tensor, named: Tensor) -> Tensor:
+        """Return the vectors of edits, which those of prompts are multiplied with.
+
+        Args:
+            states: of the edits' own prompts, as for ``embed``.
+            named: (rows, words) their subjects, as the lexicon gives them.
+        """
+        return torch.cat([self._parts(states)[0], named], dim=1)
+
+    def named(self, requests: Sequence[EditRequest]) -> Tensor:
+        """Return what the words of edits are, (edits, words); (edits, 0) without a lexicon."""
+        subjects = [request.subject or request.prompt for request in requests]
+        return named_in(self.lexicon, subjects)
+
+    def _parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return directions (rows, width) and what the words of the rows say, (rows, words)."""
+        features = self.projection.shape[1]
+        mapped = states[:, :features] @ self.projection.T + self.offset
+        return torch.nn.functional.normalize(mapped, dim=1), states[:, features:]
 
     def match(self, queries: Tensor, memory: Tensor, search: Search | None = None) -> "Match":
         """Return which edit each query meets.
 
         Args:
-            queries: (queries, width) directions.
-            memory: (edits, width) directions.
+            queries: (queries, width) vectors of ``embed``.
+            memory: (edits, width) vectors of ``embed_edits``.
             search: by default :func:`top_one`.
         """
         if not len(memory):
@@ -74,7 +110,7 @@ class ScopeClassifier:
             return Match(probability=torch.zeros(len(queries), device=queries.device), edit=none)
         best, place = (search or top_one)(queries, memory)
         probability = torch.sigmoid((best - self.threshold) / self.temperature)
-        # The cosine decides, as in the calibration; a probability rounds at the edge.
+        # The score decides, as in the calibration; a probability rounds at the edge.
         edit = torch.where(best >= self.threshold, place, OUTSIDE)
         return Match(probability=probability, edit=edit)
 
@@ -85,16 +121,19 @@ class ScopeClassifier:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return its tensors, for a memory or a file."""
-        return {_PREFIX + name: getattr(self, name) for name in _NAMES}
+        rarity = {} if self.lexicon is None else {_RARITY: self.lexicon.rarity}
+        return {**{_PREFIX + name: getattr(self, name) for name in _NAMES}, **rarity}
 
     def settings(self) -> dict[str, Any]:
         """Return the rest of it as JSON values."""
         encoder = {} if self.encoder is None else {"encoder": self.encoder.as_json()}
+        words = {"words": self.words, "lexicon": self.lexicon.settings()} if self.lexicon else {}
         return {
             "sites": {"means": list(self.sites.means), "lasts": list(self.sites.lasts)},
             "threshold": self.threshold,
             "temperature": self.temperature,
             **encoder,
+            **words,
         }
 
 
@@ -126,9 +165,24 @@ def classifier_from(
             threshold=float(settings["threshold"]),
             temperature=float(settings["temperature"]),
             encoder=encoder_from(settings["encoder"]) if "encoder" in settings else None,
+            lexicon=_lexicon_from(tensors, settings.get("lexicon")),
+            words=float(settings.get("words", 0.0)),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DeltaError(where, f"holds no whole scope classifier ({error})") from None
+
+
+def _lexicon_from(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None
+) -> Lexicon | None:
+    if settings is None:
+        return None
+    return Lexicon(width=int(settings["width"]), rarity=tensors[_RARITY].float())
+
+
+def named_in(lexicon: Lexicon | None, subjects: Sequence[str]) -> Tensor:
+    """Return subjects as a lexicon gives them, (subjects, words); (subjects, 0) without one."""
+    return torch.zeros(len(subjects), 0) if lexicon is None else lexicon.named(subjects)
 
 
 def top_one(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,15 @@ from torch import Tensor
 from kedit_core.progress import Progress
 from kedit_core.tokens import encode
 from kedit_memory.encoders import Encoder
+from kedit_memory.garbling import garbled, pieces_of
+from kedit_memory.lexicons import Lexicon
 from kedit_memory.pooling import Sites
 from kedit_memory.readers import reader_of
+from kedit_memory.scope import named_in
 from kedit_memory.scope_facts import Facts
 
 _AT_ONCE = 512
+_TABLES = ("wordings", "garbled", "others", "neighbours")
 
 
 @frozen(kw_only=True)
@@ -22,17 +26,21 @@ class Examples:
     """Prompts as pooled states, told apart by what they ask.
 
     Attributes:
-        pooled: (prompts, features) float32.
+        states: (prompts, features) float32, and the words of the prompts behind, if a lexicon reads them.
         wordings: (facts, most) places of each fact's wordings in ``pooled``, its own prompt first, -1
             behind the last.
+        garbled: (facts, most) places of garbled wordings of each fact, likewise.
         others: (facts, most) places of other questions about each fact's subject, likewise.
         neighbours: (facts, most) places of probes that an edit of each fact must leave alone, likewise.
+        named: (facts, words) the subjects, as the lexicon gives them.
     """
 
-    pooled: Tensor = field(repr=False)
+    states: Tensor = field(repr=False)
     wordings: Tensor = field(repr=False)
+    garbled: Tensor = field(repr=False)
     others: Tensor = field(repr=False)
     neighbours: Tensor = field(repr=False)
+    named: Tensor = field(repr=False)
 
     def __len__(self) -> int:
         """Return the number of facts."""
@@ -48,6 +56,8 @@ def examples_of(
     *,
     wordings: int = 10,
     others: int = 2,
+    garbles: int = 0,
+    lexicon: Lexicon | None = None,
     edited: Collection[str] = (),
     chat: bool = False,
     seed: int = 0,
@@ -62,6 +72,8 @@ def examples_of(
         progress: hears how far it is.
         wordings: of one fact at the most.
         others: other questions about a subject at the most.
+        garbles: garbled wordings of one fact at the most.
+        lexicon: reads the words of the prompts too.
         edited: prompts of facts elsewhere; a neighbour that is one of them is in the scope of that one.
         chat: render prompts through the chat template.
         seed: of the choices.
@@ -70,17 +82,22 @@ def examples_of(
     said = [facts.wordings(fact, wordings, seed) for fact in facts.facts]
     asked = [facts.other_questions(fact, others, seed) for fact in facts.facts]
     near = [tuple(one for one in fact.neighbours if one not in away) for fact in facts.facts]
+    pieces = pieces_of(tokenizer)
+    made_up = [garbled(facts, fact, garbles, pieces, seed) for fact in facts.facts]
     places: dict[str, int] = {}
-    tables = [_table(kind, places) for kind in (said, asked, near)]
+    tables = [_table(kind, places) for kind in (said, made_up, asked, near)]
     ids = [one.ids for one in encode(tokenizer, list(places), chat)]
-    pooled, reader = [], reader_of(model, tokenizer, source, model.device)
+    states, reader = [], reader_of(model, tokenizer, source, model.device, lexicon)
     with progress.task("reading what asks the same and what does not", len(ids), "prompts") as done:
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
-            pooled.append(reader.states(some, alone=False))
+            states.append(reader.states(some, alone=False))
             done(len(some))
-    first, second, third = tables
-    return Examples(pooled=torch.cat(pooled), wordings=first, others=second, neighbours=third)
+    return Examples(
+        states=torch.cat(states),
+        **dict(zip(_TABLES, tables, strict=True)),
+        named=named_in(lexicon, [fact.subject for fact in facts.facts]),
+    )
 
 
 def _table(texts: Sequence[tuple[str, ...]], places: dict[str, int]) -> Tensor:
@@ -92,14 +109,18 @@ def _table(texts: Sequence[tuple[str, ...]], places: dict[str, int]) -> Tensor:
 
 def joined(parts: Sequence[Examples]) -> Examples:
     """Return the examples of several sets of facts as one."""
-    shifts = torch.tensor([0, *(len(one.pooled) for one in parts[:-1])]).cumsum(0).tolist()
+    shifts = torch.tensor([0, *(len(one.states) for one in parts[:-1])]).cumsum(0).tolist()
     tables: Mapping[str, Tensor] = {
         name: _stacked(
             [_shifted(getattr(one, name), by) for one, by in zip(parts, shifts, strict=True)]
         )
-        for name in ("wordings", "others", "neighbours")
+        for name in _TABLES
     }
-    return Examples(pooled=torch.cat([one.pooled for one in parts]), **tables)
+    return Examples(
+        states=torch.cat([one.states for one in parts]),
+        **tables,
+        named=torch.cat([one.named for one in parts]),
+    )
 
 
 def _shifted(table: Tensor, by: int) -> Tensor:

@@ -19,7 +19,8 @@ from kedit_core.errors import RequestError
 from kedit_core.requests import EditRequest
 
 _RELATION = ("relation", "relation_id")
-_SUBJECT = "{}"
+SUBJECT = "{}"
+"""Where the subject stands in a template."""
 
 
 @frozen(kw_only=True)
@@ -44,7 +45,7 @@ class Fact:
 
     def say(self, template: str) -> str:
         """Return a template with the subject in its place."""
-        return template.replace(_SUBJECT, self.subject)
+        return template.replace(SUBJECT, self.subject)
 
 
 @frozen(kw_only=True, slots=False)
@@ -60,6 +61,12 @@ class Facts:
         for fact in self.facts:
             found[fact.relation].update(dict.fromkeys(fact.templates))
         return {name: tuple(templates) for name, templates in found.items()}
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Return the words of all templates, each as often as it is there."""
+        every = [one for templates in self.templates.values() for one in templates]
+        return tuple(word for one in every for word in one.split() if SUBJECT not in word)
 
     @cached_property
     def _akin(self) -> Mapping[str, tuple[str, ...]]:
@@ -137,8 +144,8 @@ def facts_in(requests: Iterable[EditRequest]) -> tuple[Fact, ...]:
 def _fact(request: EditRequest) -> Fact:
     subject = request.subject or request.prompt
     start, end = request.subject_span or (0, len(request.prompt))
-    own = request.prompt[:start] + _SUBJECT + request.prompt[end:]
-    others = [one.replace(subject, _SUBJECT) for one in request.paraphrases if subject in one]
+    own = request.prompt[:start] + SUBJECT + request.prompt[end:]
+    others = [one.replace(subject, SUBJECT) for one in request.paraphrases if subject in one]
     named = next((str(request.extra[name]) for name in _RELATION if name in request.extra), None)
     return Fact(
         request=request,

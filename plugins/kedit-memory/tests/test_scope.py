@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from attrs import evolve
 
+from kedit_core import EditRequest
 from kedit_core.errors import DeltaError
 from kedit_memory.kept import OUTSIDE
+from kedit_memory.lexicons import lexicon_of
 from kedit_memory.pooling import Sites
 from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids, top_one
 
@@ -61,3 +64,20 @@ def test_it_comes_back_from_its_tensors_and_settings():
     assert torch.equal(again.embed(pooled), CLASSIFIER.embed(pooled))
     with pytest.raises(DeltaError, match="no whole scope classifier"):
         classifier_from({}, CLASSIFIER.settings(), "here")
+
+
+def test_words_add_the_share_of_the_subject_that_stands_in_the_prompt():
+    lexicon = lexicon_of(["The capital of Peru is"], 1024)
+    classifier = evolve(CLASSIFIER, lexicon=lexicon, words=0.7)
+    states = torch.randn(2, 12, generator=torch.Generator().manual_seed(4))
+    said = lexicon.said(["Who rules Upper Volta?", "Who rules Chile?"])
+    edits = classifier.embed_edits(states[:1], lexicon.named(["Upper Volta"]))
+    scores = classifier.embed(torch.cat([states, said], dim=1)) @ edits.T
+    cosines = CLASSIFIER.embed(states) @ CLASSIFIER.embed(states[:1]).T
+    torch.testing.assert_close(scores - cosines, torch.tensor([[0.7], [0.0]]), rtol=0, atol=0.15)
+    again = classifier_from(classifier.tensors(), classifier.settings(), "here")
+    assert again == classifier
+    assert again != CLASSIFIER
+    request = EditRequest(prompt="{} is", subject="Upper Volta", target_new="x")
+    assert torch.equal(classifier.named([request]), lexicon.named(["Upper Volta"]))
+    assert CLASSIFIER.named([request]).shape == (1, 0)

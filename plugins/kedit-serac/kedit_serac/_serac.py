@@ -26,7 +26,7 @@ from kedit_core.tokens import Ids, encode_target
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.members import Members, members_of, memory_of, shared_of
 from kedit_memory.passages import Passage
-from kedit_memory.readers import reader_of
+from kedit_memory.readers import Reader, reader_of
 from kedit_memory.routing import Routing
 from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids
 from kedit_serac.checkpoints import loaded, made_for, read_for
@@ -73,9 +73,12 @@ def serac(
     classifier = trained.classifier
     prompts = [one.ids for one in encode(tokenizer, _prompts(batch.requests), batch.chat)]
     # Read alone, so that an edit is the same bits whatever it was added with.
-    reader = reader_of(model, tokenizer, classifier.source, model.device)
-    pooled = reader.states(prompts, alone=True)
-    rows = [classifier.embed(one[None])[0] for one in pooled]  # (width,) each
+    states = _reader(model, tokenizer, classifier).states(prompts, alone=True)
+    named = classifier.named(batch.requests)
+    rows = [
+        classifier.embed_edits(state[None], name[None])[0]  # (width,) each
+        for state, name in zip(states, named, strict=True)
+    ]
     if rows:
         held = held.plus(Members(requests=batch.requests, rows={_EMBEDDING: torch.stack(rows)}))
     part = SideMemory(
@@ -101,8 +104,8 @@ def scope(
     if not prompts:
         return Scope(probability=torch.zeros(0), requests=())
     asked = [one.ids for one in encode(tokenizer, prompts, delta.provenance.chat)]
-    pooled = reader_of(model, tokenizer, classifier.source, model.device).states(asked, alone=True)
-    match = classifier.match(classifier.embed(pooled), members.rows[_EMBEDDING], scope_top1)
+    states = _reader(model, tokenizer, classifier).states(asked, alone=True)
+    match = classifier.match(classifier.embed(states), members.rows[_EMBEDDING], scope_top1)
     return Scope(probability=match.probability, requests=request_ids(match, members.ids))
 
 
@@ -126,7 +129,7 @@ class Answering:
         texts = [_edit(tokenizer, one, delta.provenance.chat) for one in members.requests]
         self._prompts = [prompt for prompt, _ in texts]
         self._targets = [target for _, target in texts]
-        self._reader = reader_of(model, tokenizer, classifier.source, weight.device)
+        self._reader = _reader(model, tokenizer, classifier)
         self._routing = Routing(model)
 
     def attach(self) -> Applied:
@@ -135,8 +138,8 @@ class Answering:
 
     def _answer(self, passage: Passage, output: Any) -> Any:
         if passage.reads_a_prompt:
-            pooled = self._reader.noted(passage).to(self._embeddings.device)
-            queries = self._classifier.embed(pooled)
+            states = self._reader.noted(passage).to(self._embeddings.device)
+            queries = self._classifier.embed(states)
             match = self._classifier.match(queries, self._embeddings, scope_top1)
             passage.settle(match.edit, match.probability)
         kept = passage.kept
@@ -161,6 +164,10 @@ class Answering:
 
     def _text(self, edit: int) -> Text:
         return edit_text(self._prompts[edit], self._targets[edit])
+
+
+def _reader(model: Any, tokenizer: Any, classifier: ScopeClassifier) -> Reader:
+    return reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
 
 
 def _with_told(model: Any, passage: Passage, output: Any, told: Told) -> Any:

@@ -17,7 +17,7 @@ class SeracConfig:
     Attributes:
         checkpoint: folder that ``kedit serac train`` filled for this model, a file in it, or a folder of
             such folders, of which the one for this model is taken.
-        threshold: cosine from which a prompt is in scope; None takes the calibrated one.
+        threshold: score from which a prompt is in scope; None takes the calibrated one.
         hand_back: once the answer was said, the model itself goes on from it; else the counterfactual
             model says all that follows.
     """
@@ -41,6 +41,9 @@ class ScopeTraining:
         dropout: share of the pooled states that is hidden from it at each step.
         wordings: prompts at the most that ask for one fact, lent by its relation where it has fewer.
         others: other questions about the subject of each fact.
+        garbles: made-up wordings of each fact, for prompts in words that no training met.
+        words: width of the part that knows which words a prompt says and which name the edit's subject; 0
+            leaves it out.
         rejects: share of the neighbours that the threshold keeps out of a memory as large as the training set.
         rejects_same_subject: share of other questions about their subjects that it keeps out.
     """
@@ -55,6 +58,8 @@ class ScopeTraining:
     dropout: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     wordings: int = field(default=10, validator=validators.ge(2))
     others: int = field(default=2, validator=validators.ge(1))
+    garbles: int = field(default=10, validator=validators.ge(0))
+    words: int = field(default=1024, validator=validators.ge(0))
     rejects: float = field(default=0.98, validator=_share)
     rejects_same_subject: float = field(default=0.9, validator=_share)
 

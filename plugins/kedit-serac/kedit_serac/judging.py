@@ -79,10 +79,11 @@ def exam_of(
             probes.append(Probe(prompt=prompt.ids, answer=answer))
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
     prompts = [*(one.wordings[0] for one in some), *(one.prompt for one in probes)]
-    reader = reader_of(model, tokenizer, classifier.source, model.device)
+    reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
     states = reader.states(prompts, alone=False)
-    found = classifier.embed(states)
-    match = classifier.match(found[len(some) :], found[: len(some)])
+    named = classifier.named([facts.facts[place].request for place in places])
+    memory = classifier.embed_edits(states[: len(some)], named)
+    match = classifier.match(classifier.embed(states[len(some) :]), memory)
     return Exam(
         edits=edits,
         copies=drawn(some, len(some), 1.0, vocabulary, chance),

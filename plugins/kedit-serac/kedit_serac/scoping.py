@@ -1,19 +1,20 @@
 """The scope side of a training: who reads prompts, and a classifier learned and calibrated on shards."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import torch
 from attrs import evolve, field, frozen
 
 from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
 from kedit_memory.encoders import Encoder, described
+from kedit_memory.lexicons import Lexicon, lexicon_of
 from kedit_memory.pooling import Sites, sites_of
 from kedit_memory.scope import ScopeClassifier
+from kedit_memory.scope_calibration import Calibration, calibrated
 from kedit_memory.scope_examples import Examples, examples_of, joined
 from kedit_memory.scope_facts import Facts
-from kedit_memory.scope_training import Calibration, Lesson, calibrated, train_scope
+from kedit_memory.scope_training import Lesson, train_scope
 from kedit_serac.config import ScopeTraining
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.shards import Prepared
@@ -32,18 +33,6 @@ def source_of(layout: ModelLayout, settings: ScopeTraining) -> Sites | Encoder:
     if settings.encoder is None:
         return sites_of(layout)
     return described(settings.encoder, settings.pooling)
-
-
-def untrained(source: Sites | Encoder) -> ScopeClassifier:
-    """Return a classifier that has learned nothing and holds no map yet."""
-    return ScopeClassifier(
-        projection=torch.empty(0, 0),
-        offset=torch.empty(0),
-        sites=source if isinstance(source, Sites) else Sites(means=(), lasts=()),
-        threshold=1.0,
-        temperature=1.0,
-        encoder=None if isinstance(source, Sites) else source,
-    )
 
 
 @frozen(kw_only=True)
@@ -74,9 +63,13 @@ class Scoping:
             start: an earlier classifier to go on from, or an untrained one.
         """
         settings = self.plan.scope
+        if not start.projection.numel() and settings.words:
+            start = evolve(start, lexicon=lexicon_of(_texts(parts), settings.words))
         every = {one.request.prompt for part in parts for half in part.facts for one in half.facts}
-        training = joined([self._examples(part.facts[0], every) for part in parts])
-        validation = joined([self._examples(part.facts[1], every) for part in parts])
+        training, validation = (
+            joined([self._examples(part.facts[half], every, start.lexicon) for part in parts])
+            for half in range(2)
+        )
         lesson = Lesson(
             width=settings.width,
             steps=settings.steps,
@@ -84,18 +77,15 @@ class Scoping:
             dropout=settings.dropout,
             seed=self.plan.seed,
         )
-        fresh = start.projection.numel() == 0
-        about = (training, start.sites, lesson, self.progress)
-        trained = train_scope(*about, start=None if fresh else start)
         return calibrated(
-            evolve(trained, encoder=start.encoder),
+            train_scope(training, start, lesson, self.progress),
             validation,
             training,
             rejects=settings.rejects,
             rejects_same_subject=settings.rejects_same_subject,
         )
 
-    def _examples(self, facts: Facts, edited: Collection[str]) -> Examples:
+    def _examples(self, facts: Facts, edited: Collection[str], lexicon: Lexicon | None) -> Examples:
         settings = self.plan.scope
         return examples_of(
             self.model,
@@ -105,7 +95,17 @@ class Scoping:
             self.progress,
             wordings=settings.wordings,
             others=settings.others,
+            garbles=settings.garbles,
+            lexicon=lexicon,
             edited=edited,
             chat=self.plan.chat,
             seed=self.plan.seed,
         )
+
+
+def _texts(parts: Sequence[Prepared]) -> Iterator[str]:
+    """Yield the prompts that the training facts of shards come with."""
+    for part in parts:
+        for fact in part.facts[0].facts:
+            yield from map(fact.say, fact.templates)
+            yield from fact.neighbours

@@ -22,13 +22,14 @@ from kedit_core.untouched import at_rest
 from kedit_memory.disjoint import check_disjoint
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
+from kedit_memory.scope_training import untrained
 from kedit_serac.checkpoints import BEST, LAST, Checkpoint, made_for, read, write
 from kedit_serac.counterfactual import new_counterfactual, shape_for
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.rows import stop_of
-from kedit_serac.scoping import Scoping, source_of, untrained
+from kedit_serac.scoping import Scoping, source_of
 from kedit_serac.shards import Prepared, Source, prepared
 from kedit_serac.where import Where
 

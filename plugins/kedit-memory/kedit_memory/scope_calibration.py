@@ -1,0 +1,143 @@
+"""Calibration of the scope classifier: where its threshold lies, how sure it is, and what that is worth."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from kedit_memory.scope import ScopeClassifier, top_one
+from kedit_memory.scope_examples import Examples
+
+
+@frozen(kw_only=True)
+class Calibration:
+    """What a classifier does on facts that it was not trained on.
+
+    Attributes:
+        auc: by kind of negative, beside the wordings: the chance that a wording is nearer to the memory.
+        accepted: share of the wordings that meet their own edit.
+        rejected: by kind, share of the prompts that meet none.
+        edits: in the memory.
+    """
+
+    auc: Mapping[str, float]
+    accepted: float
+    rejected: Mapping[str, float]
+    edits: int = field(default=0)
+
+
+def calibrated(
+    classifier: ScopeClassifier,
+    examples: Examples,
+    crowd: Examples,
+    *,
+    rejects: float,
+    rejects_same_subject: float,
+) -> tuple[ScopeClassifier, Calibration]:
+    """Return a classifier with threshold and temperature from a validation split, and how it does there.
+
+    The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
+    the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
+    others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
+    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m.
+
+    Args:
+        classifier: trained.
+        examples: to validate on; every fact has an edit in the memory, under its own prompt.
+        crowd: more facts, whose edits fill the memory up.
+        rejects: share of neighbours to keep out.
+        rejects_same_subject: share of other questions about the edited subjects to keep out.
+    """
+    memory = torch.cat([_edits(classifier, one) for one in (examples, crowd)])
+    inside, right = _wordings(classifier, examples, memory)
+    outside = {
+        kind: _nearest(classifier, examples, kind, memory) for kind in ("neighbours", "others")
+    }
+    wanted = {"neighbours": rejects, "others": rejects_same_subject}
+    edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
+    strangers = _strangers(classifier, examples)
+    if strangers.numel():
+        edges.append(float(strangers.quantile(rejects ** (len(examples) / len(memory)))))
+    threshold = max(edges, default=classifier.threshold)
+    threshold = min(threshold, _own(classifier, (examples, crowd)) - 1e-4)
+    temperature = _temperature(inside, torch.cat(list(outside.values())), threshold)
+    auc = {kind: auc_of(inside, near) for kind, near in outside.items() if near.numel()}
+    rejected = {
+        kind: float((near < threshold).float().mean())
+        for kind, near in outside.items()
+        if near.numel()
+    }
+    accepted = float((right & (inside >= threshold)).float().mean()) if inside.numel() else 0.0
+    found = Calibration(auc=auc, accepted=accepted, rejected=rejected, edits=len(memory))
+    return evolve(classifier, threshold=threshold, temperature=temperature), found
+
+
+def auc_of(inside: Tensor, outside: Tensor) -> float:
+    """Return the chance that a value of one kind is larger than one of the other; ties count half."""
+    order = torch.cat([inside, outside]).double()
+    values, place = torch.unique(order, return_inverse=True)
+    counts = torch.bincount(place, minlength=len(values)).double()
+    rank = counts.cumsum(0) - (counts - 1) / 2  # mean rank of equal values, from 1
+    ranks = rank[place[: len(inside)]].sum()
+    wins = ranks - len(inside) * (len(inside) + 1) / 2
+    return float(wins / (len(inside) * len(outside)))
+
+
+def _own(classifier: ScopeClassifier, parts: Sequence[Examples]) -> float:
+    """Return the lowest score of an edit's own prompt with it: all of these are in its scope."""
+    return min(
+        float(
+            (classifier.embed(one.states[one.wordings[:, 0]]) * _edits(classifier, one))
+            .sum(1)
+            .min()
+        )
+        for one in parts
+    )
+
+
+def _edits(classifier: ScopeClassifier, examples: Examples) -> Tensor:
+    return classifier.embed_edits(examples.states[examples.wordings[:, 0]], examples.named)
+
+
+def _wordings(
+    classifier: ScopeClassifier, examples: Examples, memory: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return how near each other wording comes to the memory, and whether to its own edit."""
+    table = examples.wordings[:, 1:]
+    there = table >= 0
+    own = torch.arange(len(table))[:, None].expand_as(table)[there]
+    best, place = top_one(classifier.embed(examples.states[table[there]]), memory)
+    return best, place == own
+
+
+def _nearest(classifier: ScopeClassifier, examples: Examples, kind: str, memory: Tensor) -> Tensor:
+    table: Tensor = getattr(examples, kind)
+    return top_one(classifier.embed(examples.states[table[table >= 0]]), memory)[0]
+
+
+def _strangers(classifier: ScopeClassifier, examples: Examples) -> Tensor:
+    """Return how near neighbours come to the edits of these facts, and wordings to those of other facts."""
+    memory = _edits(classifier, examples)
+    if len(memory) < 2:
+        return torch.empty(0)
+    near = _nearest(classifier, examples, "neighbours", memory)
+    table = examples.wordings
+    found = [near]
+    for own in range(len(table)):
+        queries = classifier.embed(examples.states[table[own][table[own] >= 0]])
+        others = torch.cat([memory[:own], memory[own + 1 :]])
+        found.append(top_one(queries, others)[0])
+    return torch.cat(found)
+
+
+def _temperature(inside: Tensor, outside: Tensor, threshold: float) -> float:
+    """Return the temperature under which what is inside and what is not are likeliest, both alike."""
+    choices = torch.logspace(-3, 0, 61)
+    losses: Sequence[float] = [
+        float(softplus(-(inside - threshold) / one).mean())
+        + float(softplus((outside - threshold) / one).mean())
+        for one in choices.tolist()
+    ]
+    return float(choices[int(torch.tensor(losses).nan_to_num(torch.inf).argmin())])

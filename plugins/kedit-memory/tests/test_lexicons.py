@@ -1,0 +1,74 @@
+"""Words as vectors: a subject is found in every prompt that names it, whatever else that says."""
+
+import pytest
+import torch
+
+from kedit_memory.lexicons import Lexicon, entries, lexicon_of
+
+TRAINING = [
+    f"{ask} {name} is"
+    for ask in ("The capital of", "The language spoken in")
+    for name in ("Peru", "Mali", "New Zealand", "Papua New Guinea", "Chile", "the Congo")
+]
+
+
+@pytest.fixture(scope="module")
+def lexicon():
+    return lexicon_of(TRAINING, 1024)
+
+
+def shared(lexicon, prompt, subject):
+    return float(lexicon.said([prompt])[0] @ lexicon.named([subject])[0])
+
+
+@pytest.mark.parametrize("subject", ["Ouagadougou", "New Caledonia", "the Upper Volta", "Perú"])
+@pytest.mark.parametrize(
+    "prompt",
+    ["{} has as its chief town", "Asked of {}, they say", "Wer {} kennt, sagt", "{}'s flag:"],
+)
+def test_a_subject_that_no_training_met_is_found_in_any_wording(lexicon, subject, prompt):
+    assert shared(lexicon, prompt.format(subject), subject) == pytest.approx(1, abs=0.25)
+    assert shared(lexicon, prompt.format("Samarkand"), subject) < 0.4
+
+
+def test_rare_words_count_more_than_common_ones(lexicon):
+    part = shared(lexicon, "The weather in Volta is", "the Upper Volta")
+    common = shared(lexicon, "the weather is", "the Upper Volta")
+    assert part > 0.2 > common
+
+
+def test_order_tells_names_of_the_same_words_apart(lexicon):
+    own = shared(lexicon, "They saw Guinea New Papua", "Guinea New Papua")
+    other = shared(lexicon, "They saw Papua New Guinea", "Guinea New Papua")
+    assert own - other > 0.3
+
+
+def test_sums_are_exact_so_a_batch_is_its_rows(lexicon):
+    texts = [*TRAINING, "", "Peru", "?!"]
+    batch = lexicon.said(texts)
+    for text, row in zip(texts, batch, strict=True):
+        assert torch.equal(lexicon.said([text])[0], row)
+    assert not batch[-1].any()
+    assert torch.equal(lexicon.said([]), torch.zeros(0, 1024))
+
+
+def test_what_is_nearly_at_right_angles_comes_from_width(lexicon):
+    """The error of a product has the spread √(entries of the prompt · Σ weights²/ width)."""
+    subjects = [f"Name{n}" for n in range(200)]  # one entry each
+    said = lexicon.said(["one two three four five six seven eight"])[0]  # 15 entries
+    wanted = (15 / lexicon.width) ** 0.5
+    assert float((lexicon.named(subjects) @ said).std()) == pytest.approx(wanted, rel=0.15)
+    narrow = Lexicon(width=64, rarity=lexicon.rarity)
+    spread = float((narrow.named(subjects) @ narrow.said(["one two three"])[0]).std())
+    assert spread == pytest.approx((5 / 64) ** 0.5, rel=0.2)
+
+
+def test_entries_are_words_and_pairs_of_the_end_of_a_text():
+    assert entries("The Hague's mayor_2") == [
+        *("the", "hague", "s", "mayor", "2"),
+        *("the hague", "hague s", "s mayor", "mayor 2"),
+    ]
+    assert entries("東京 is")[:3] == ["東", "京", "is"]
+    long = " ".join(f"w{n}" for n in range(100))
+    assert "w99" in entries(long)
+    assert "w51" not in entries(long)
