@@ -10,25 +10,17 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kedit_core.scoring import score_answers
-from kedit_core.tokens import Ids, encode, encode_target
+from kedit_core.tokens import Ids
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.pooling import pooled_states
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import Counterfactual, head_of
 from kedit_serac.lessons import distance
-from kedit_serac.rows import Asked, Row, batch_of, drawn, row_of
+from kedit_serac.rows import Asked, Draws, Neighbour, Row, batch_of, neighbours_of, row_of
 
 _ROWS = 64
 _PARAPHRASES = 2
-
-
-@frozen(kw_only=True)
-class Probe:
-    """A prompt that edits must leave alone, and its answer."""
-
-    prompt: Ids
-    answer: Ids
 
 
 @frozen(kw_only=True)
@@ -46,7 +38,7 @@ class Exam:
 
     edits: Sequence[Row] = field(repr=False)
     copies: Sequence[Row] = field(repr=False)
-    probes: Sequence[Probe] = field(repr=False)
+    probes: Sequence[Neighbour] = field(repr=False)
     known: Tensor = field(repr=False)
     met: Tensor = field(repr=False)
     stored: Sequence[Row] = field(repr=False)
@@ -70,13 +62,10 @@ def exam_of(
     some = [asked[place] for place in places]
     queries = range(1 + _PARAPHRASES)
     edits = [row_of(one, 0, q, 0) for one in some for q in queries if q < len(one.wordings)]
-    probes = []
+    probes: list[Neighbour] = []
     for place in places:
         near = facts.facts[place].request.locality
-        for probe in chance.sample(near, min(len(near), 2)):
-            (prompt,) = encode(tokenizer, [probe.prompt], chat)
-            answer = encode_target(tokenizer, prompt, f" {probe.answers[0]}")
-            probes.append(Probe(prompt=prompt.ids, answer=answer))
+        probes += neighbours_of(tokenizer, chance.sample(near, min(len(near), 2)), chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
     states = pooled_states(
         model,
@@ -88,7 +77,9 @@ def exam_of(
     match = classifier.match(found[len(some) :], found[: len(some)])
     return Exam(
         edits=edits,
-        copies=drawn(some, len(some), 1.0, vocabulary, chance),
+        copies=Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance).rows(
+            some, len(some)
+        ),
         probes=probes,
         known=torch.tensor([one.exact for one in answered]),
         met=match.edit,
@@ -135,8 +126,9 @@ def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapp
             for row, probe in zip(stored, probes, strict=True)
         ]
         after[met] = _said(base, model, rows, stop)[1]
-        moved = distance(base, model, stored, [one.prompt for one in probes])
-        loss = float(moved.sum()) / len(exam.probes)
+        lots = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+        moved = sum(float(distance(base, model, lot).sum()) for lot in lots)
+        loss = moved / len(exam.probes)
     return {
         "loss/loc": loss,
         "acc/pre": float(exam.known.float().mean()),
