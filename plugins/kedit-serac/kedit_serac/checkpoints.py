@@ -19,6 +19,7 @@ from kedit_core.digests import tokenizer_fingerprint
 from kedit_core.errors import KeditError
 from kedit_core.files import write_atomically
 from kedit_memory.scope import ScopeClassifier, classifier_from
+from kedit_serac.bridged import Bridged, Language, new_bridged, spelling_in
 from kedit_serac.counterfactual import Counterfactual, Shape, new_counterfactual
 
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -34,7 +35,7 @@ class Checkpoint:
 
     Attributes:
         classifier: of the scope.
-        shape: of the counterfactual model.
+        shape: of the counterfactual model, or what a bridged one is made from.
         weights: its state dict.
         made_for: digests of a sample of the base, by dtype, and the fingerprint of its tokenizer.
         chat: prompts were rendered through the chat template.
@@ -43,23 +44,32 @@ class Checkpoint:
     """
 
     classifier: ScopeClassifier
-    shape: Shape
+    shape: Shape | Language
     weights: Mapping[str, Tensor] = field(eq=False, repr=False)
     made_for: Mapping[str, str]
     chat: bool = False
     about: Mapping[str, Any] = field(factory=dict, repr=False)
     state: Mapping[str, Tensor] = field(factory=dict, eq=False, repr=False)
 
-    def counterfactual(self) -> Counterfactual:
+    def counterfactual(self) -> Counterfactual | Bridged:
         """Return the model, in ``eval`` mode and without gradients."""
         return loaded(self.shape, self.weights)
 
 
-def loaded(shape: Shape, weights: Mapping[str, Tensor]) -> Counterfactual:
+def loaded(shape: Shape | Language, weights: Mapping[str, Tensor]) -> Counterfactual | Bridged:
     """Return a counterfactual model with copies of these weights, in ``eval`` mode, without gradients."""
-    model = new_counterfactual(shape, 0)  # its rotary frequencies are no part of a state dict
+    model: Counterfactual | Bridged
+    if isinstance(shape, Language):
+        model = new_bridged(shape, spelling_in(weights))
+    else:
+        model = new_counterfactual(shape, 0)  # its rotary frequencies are no part of a state dict
     model.load_state_dict(dict(weights))
     return model.requires_grad_(False).eval()
+
+
+def shape_from(settings: Mapping[str, Any]) -> Shape | Language:
+    """Return the shape of a counterfactual model from its JSON values."""
+    return Language(**settings) if "config" in settings else Shape(**settings)
 
 
 def made_for(weights: Weights, tokenizer: Any) -> dict[str, str]:
@@ -116,7 +126,7 @@ def read(path: Path) -> Checkpoint:
         said = json.loads(header["said"])
         return Checkpoint(
             classifier=classifier_from(tensors, said["scope"], str(path)),
-            shape=Shape(**said["shape"]),
+            shape=shape_from(said["shape"]),
             weights=_below(tensors, _MODEL),
             made_for=said["made_for"],
             chat=bool(said["chat"]),

@@ -38,7 +38,7 @@ def train(
 
     asked = read_plan(plan)
     plugins: Plugins = context.obj
-    model, tokenizer = _opened(plugins, asked)
+    model, tokenizer = _opened(plugins, asked, asked.model)
     judged = [one for source in asked.judged for one in read(plugins, source, None)]
     earlier = _earlier(asked)
     training = Training(
@@ -48,6 +48,7 @@ def train(
         [_source(plugins, name) for name in asked.requests],
         earlier=[_source(plugins, name) for name in earlier],
         judged=judged,
+        language=_language(plugins, asked),
         progress=BarProgress(),
         say=_say,
     )
@@ -77,14 +78,23 @@ def _earlier(plan: "TrainingPlan") -> list[str]:
     return [str(one) for one in read_checkpoint(Path(plan.start)).about.get("shards", [])]
 
 
-def _opened(plugins: Plugins, plan: "TrainingPlan") -> Any:
+def _language(plugins: Plugins, plan: "TrainingPlan") -> Any:
+    """Return the counterfactual model that the plan names, if it names one."""
+    if plan.counterfactual.model is None:
+        return None
+    from kedit_serac.bridged import bridged
+
+    return bridged(*_opened(plugins, plan, plan.counterfactual.model))
+
+
+def _opened(plugins: Plugins, plan: "TrainingPlan", source: str) -> Any:
     import torch
 
     from kedit_core.cli.screen import quiet_transformers
 
     kind = None if plan.dtype is None else getattr(torch, plan.dtype)
     with quiet_transformers():
-        return plugins.call_all("open_model", source=plan.model, dtype=kind, device=plan.device)
+        return plugins.call_all("open_model", source=source, dtype=kind, device=plan.device)
 
 
 def _say(line: Mapping[str, Any]) -> None:

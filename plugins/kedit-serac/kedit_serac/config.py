@@ -57,6 +57,8 @@ class CounterfactualTraining:
     """How the counterfactual model is trained.
 
     Attributes:
+        model: a small causal language model with a vocabulary of its own, to be trained for it: a hub id, a
+            folder, or what a plugin opens; None makes one that shares embeddings and head of the base.
         blocks: of the model, between embeddings and head of the base.
         heads: of its attention; None takes one for every 64 of its width.
         steps: of AdamW on each shard, at the most.
@@ -71,6 +73,7 @@ class CounterfactualTraining:
         replay: share of rows from earlier shards.
     """
 
+    model: str | None = None
     blocks: int = field(default=2, validator=validators.ge(1))
     heads: int | None = None
     steps: int = field(default=1200, validator=validators.ge(1))

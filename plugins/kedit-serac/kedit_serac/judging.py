@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kedit_core.scoring import score_answers
-from kedit_core.tokens import Ids
+from kedit_core.tokens import Ids, encode
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.pooling import pooled_states
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
-from kedit_serac.counterfactual import Counterfactual, head_of
-from kedit_serac.lessons import distance
+from kedit_serac.bridged import Bridged
+from kedit_serac.counterfactual import Counterfactual
+from kedit_serac.lessons import astray
 from kedit_serac.rows import Asked, Draws, Neighbour, Row, batch_of, neighbours_of, row_of
 
 _ROWS = 64
@@ -30,7 +31,7 @@ class Exam:
     Attributes:
         edits: rows that ask for an edit in its own words and in others.
         copies: rows whose target is a random string of tokens.
-        probes: prompts to leave alone.
+        probes: prompts to leave alone, as the counterfactual model reads them.
         known: (probes,) whether the base answers each as it should.
         met: (probes,) the edit that each one meets, ``OUTSIDE`` for none.
         stored: rows of the edits that may be met.
@@ -55,22 +56,40 @@ def exam_of(
     chat: bool,
     vocabulary: int,
     seed: int,
+    reader: Any = None,
 ) -> Exam:
-    """Return an exam on at most so many facts, seeded; what the base says of it is asked once, here."""
+    """Return an exam on at most so many facts, seeded; what the base says of it is asked once, here.
+
+    Args:
+        model: the base.
+        tokenizer: of the base.
+        facts: to ask for.
+        asked: the same, in tokens of the counterfactual model.
+        classifier: finds which edit each prompt meets.
+        most: facts at the most.
+        chat: render prompts through the chat template.
+        vocabulary: below which number the tokens of the counterfactual model are.
+        seed: of all draws.
+        reader: its tokenizer, where it has one of its own.
+    """
     chance = random.Random(f"exam {seed}")  # noqa: S311 - nothing secret
     places = chance.sample(range(len(asked)), min(most, len(asked)))
     some = [asked[place] for place in places]
     queries = range(1 + _PARAPHRASES)
     edits = [row_of(one, 0, q, 0) for one in some for q in queries if q < len(one.wordings)]
-    probes: list[Neighbour] = []
-    for place in places:
-        near = facts.facts[place].request.locality
-        probes += neighbours_of(tokenizer, chance.sample(near, min(len(near), 2)), chat)
+    chosen = [facts.facts[place] for place in places]
+    near = [
+        probe
+        for fact in chosen
+        for probe in chance.sample(fact.request.locality, min(len(fact.request.locality), 2))
+    ]
+    probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
+    prompts = encode(tokenizer, [fact.request.prompt for fact in chosen], chat)
     states = pooled_states(
         model,
         classifier.sites,
-        [*(one.wordings[0] for one in some), *(one.prompt for one in probes)],
+        [*(one.ids for one in prompts), *(one.prompt for one in probes)],
         alone=False,
     )
     found = classifier.embed(states)
@@ -80,7 +99,7 @@ def exam_of(
         copies=Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance).rows(
             some, len(some)
         ),
-        probes=probes,
+        probes=probes if reader is None else neighbours_of(reader, near, chat),
         known=torch.tensor([one.exact for one in answered]),
         met=match.edit,
         stored=[row_of(one, 0, 0, 0) for one in some],
@@ -89,7 +108,7 @@ def exam_of(
 
 @torch.no_grad()
 def judged(
-    base: Any, model: Counterfactual, exam: Exam, stop: Ids, suffix: str
+    base: Any, model: Counterfactual | Bridged, exam: Exam, stop: Ids, suffix: str
 ) -> dict[str, float]:
     """Return the scores of an exam: accuracies by exact match, and losses.
 
@@ -111,7 +130,9 @@ def judged(
     return {f"{name}_{suffix}": value for name, value in scores.items()}
 
 
-def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapping[str, float]:
+def _left_alone(
+    base: Any, model: Counterfactual | Bridged, exam: Exam, stop: Ids
+) -> Mapping[str, float]:
     """Return what happens to prompts that are none of the edits' business."""
     if not len(exam.known):
         return {}
@@ -127,7 +148,7 @@ def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapp
         ]
         after[met] = _said(base, model, rows, stop)[1]
         lots = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-        moved = sum(float(distance(base, model, lot).sum()) for lot in lots)
+        moved = sum(float(astray(base, model, lot).sum()) for lot in lots)
         loss = moved / len(exam.probes)
     return {
         "loss/loc": loss,
@@ -136,14 +157,16 @@ def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapp
     }
 
 
-def _said(base: Any, model: Counterfactual, rows: Sequence[Row], stop: Ids) -> tuple[float, Tensor]:
+def _said(
+    base: Any, model: Counterfactual | Bridged, rows: Sequence[Row], stop: Ids
+) -> tuple[float, Tensor]:
     """Return the mean loss on targets, and of each row whether greedy decoding says the target."""
     losses, right = [], []
     for start in range(0, len(rows), _ROWS):
         batch = batch_of(rows[start : start + _ROWS], stop)
         hidden = model(base, batch.text)
         targets = batch.targets.to(hidden.device)
-        logits = head_of(base, hidden[targets]).float().cpu()  # (target tokens, vocabulary)
+        logits = model.head(base, hidden[targets]).float().cpu()  # (target tokens, vocabulary)
         labels = batch.labels[batch.targets]
         losses.append(cross_entropy(logits, labels, reduction="none"))
         hits = torch.ones_like(batch.targets)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from kedit_core.tokens import Ids
+from kedit_serac.bridged import Bridged
 from kedit_serac.config import CounterfactualTraining
 from kedit_serac.counterfactual import Counterfactual, Text, head_of
-from kedit_serac.rows import Asked, Draws, Row, batch_of
+from kedit_serac.rows import Asked, Batch, Draws, Row, batch_of
 
 _WARM = 20  # one part of so many of the steps
 _APART = 8  # for so many rows that ask for their edit, one asks for a neighbour of it
@@ -40,14 +41,14 @@ class Lessons:
     def __init__(
         self,
         base: Any,
-        model: Counterfactual,
+        model: Counterfactual | Bridged,
         settings: CounterfactualTraining,
         stop: Ids,
         seed: int,
     ) -> None:
         """Train ``model`` beside ``base``; ``stop`` ends an answer."""
         self._base, self._settings, self._stop, self._seed = base, settings, stop, seed
-        self._vocabulary = int(base.get_output_embeddings().weight.shape[0])
+        self._vocabulary = model.vocabulary(base)
         self.model = model.requires_grad_(True)
         self.adam = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.01
@@ -129,24 +130,34 @@ class Lessons:
         """Yield the parts of the mean cross-entropy of the tokens that rows answer with."""
         tokens = sum(len(row.answer) + len(self._stop) for row in rows)
         for part in self._parts(rows):
-            batch = batch_of(part, self._stop)
-            hidden = self.model(self._base, batch.text)
-            labels = batch.labels.to(hidden.device)
-            learned = labels >= 0
-            logits = _precise(head_of(self._base, hidden[learned]))  # (learned, vocabulary)
-            wanted = labels[learned].to(logits.device)
-            yield cross_entropy(logits, wanted, reduction="sum") / tokens
+            yield surprise(self._base, self.model, batch_of(part, self._stop)).sum() / tokens
 
     def _losses_apart(self, rows: Sequence[Row]) -> Iterator[Tensor]:
-        """Yield the parts of the mean KL divergence from the base, with its weight."""
+        """Yield the parts of the mean of how far neighbours move, with its weight."""
         for part in self._parts(rows):
-            moved = distance(self._base, self.model, part).sum()
+            moved = astray(self._base, self.model, part).sum()
             yield self._settings.locality * moved / len(rows)
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         size = -(-self._settings.batch // self._settings.accumulate)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
+
+
+def astray(base: Any, model: Counterfactual | Bridged, rows: Sequence[Row]) -> Tensor:
+    """Return how far a counterfactual model is from what it should say of prompts to leave alone, (rows,).
+
+    That is the distance from the base where both have one vocabulary. Distributions over two vocabularies
+    cannot be compared; there it is the mean cross-entropy of the answer.
+
+    Args:
+        base: the frozen model.
+        model: reads each query behind the edit of its row.
+        rows: that ask for a neighbour of their edit, and its answer.
+    """
+    if isinstance(model, Counterfactual):
+        return distance(base, model, rows)
+    return mean_of_each(surprise(base, model, batch_of(rows, ())), rows)
 
 
 def distance(base: Any, model: Counterfactual, rows: Sequence[Row]) -> Tensor:
@@ -179,9 +190,29 @@ def distance(base: Any, model: Counterfactual, rows: Sequence[Row]) -> Tensor:
         reduction="none",
         log_target=True,
     ).sum(-1)  # (answer tokens,)
-    lengths = torch.tensor([len(row.answer) for row in rows], device=each.device)
-    owner = torch.arange(len(rows), device=each.device).repeat_interleave(lengths)
-    return each.new_zeros(len(rows)).index_add(0, owner, each) / lengths
+    return mean_of_each(each, rows)
+
+
+def surprise(base: Any, model: Counterfactual | Bridged, batch: Batch) -> Tensor:
+    """Return the cross-entropy of each token that is learned (learned,), row by row.
+
+    Args:
+        base: the frozen model.
+        model: reads the rows.
+        batch: of rows.
+    """
+    hidden = model(base, batch.text)
+    labels = batch.labels.to(hidden.device)
+    learned = labels >= 0
+    logits = _precise(model.head(base, hidden[learned]))  # (learned, vocabulary)
+    return cross_entropy(logits, labels[learned].to(logits.device), reduction="none")
+
+
+def mean_of_each(values: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Return the mean of each row's values (rows,), given those of all answer tokens, row by row."""
+    lengths = torch.tensor([len(row.answer) for row in rows], device=values.device)
+    owner = torch.arange(len(rows), device=values.device).repeat_interleave(lengths)
+    return values.new_zeros(len(rows)).index_add(0, owner, values) / lengths
 
 
 def _precise(logits: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ training that was interrupted ends at the bits that it would have ended at.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,11 +22,11 @@ from kedit_core.untouched import at_rest
 from kedit_memory.disjoint import check_disjoint
 from kedit_memory.pooling import sites_of
 from kedit_memory.scope import ScopeClassifier
-from kedit_memory.scope_examples import Examples, examples_of, joined
 from kedit_memory.scope_facts import Facts
-from kedit_memory.scope_training import Calibration, Lesson, calibrated, train_scope
+from kedit_serac.bridged import Bridged, Language
 from kedit_serac.checkpoints import BEST, LAST, Checkpoint, made_for, read, write
-from kedit_serac.counterfactual import new_counterfactual, shape_for
+from kedit_serac.classifying import classified
+from kedit_serac.counterfactual import Counterfactual, new_counterfactual, shape_for
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
@@ -55,6 +55,7 @@ class Training:
         *,
         earlier: Sequence[Source] = (),
         judged: Sequence[EditRequest] = (),
+        language: Bridged | None = None,
         progress: Progress | None = None,
         say: Say | None = None,
     ) -> None:
@@ -67,11 +68,14 @@ class Training:
             shards: to learn, in order.
             earlier: shards that ``plan.start`` learned, to replay.
             judged: requests that will be edited and judged later.
+            language: counterfactual model to begin with, where it has a vocabulary of its own; None takes
+                that of ``plan.start`` or makes one that shares the base's.
             progress: hears how far it is.
             say: hears the scores of each validation.
 
         Raises:
             RequestError: a fact to train on is to be judged too, or facts are too few.
+            KeditError: prompts are to be rendered through a chat template that ``language`` does not have.
         """
         for source in (*earlier, *shards):
             check_disjoint(source.requests, judged)
@@ -80,9 +84,15 @@ class Training:
         self._progress, self._say = progress or Progress(), say or (lambda _: None)
         self._weights = Weights(model)
         self._sites = sites_of(self._weights.layout)
-        self._earlier = [prepared(source, tokenizer, plan) for source in earlier]
-        self._shards = [prepared(source, tokenizer, plan) for source in shards]
-        self._stop = stop_of(tokenizer)
+        self._language = language or _language_in(plan)
+        if self._language is not None and plan.chat:
+            raise KeditError(
+                "a counterfactual model with its own vocabulary reads no chat template"
+            )
+        reader = tokenizer if self._language is None else self._language.tokenizer
+        self._earlier = [prepared(source, reader, plan) for source in earlier]
+        self._shards = [prepared(source, reader, plan) for source in shards]
+        self._stop = stop_of(reader)
         self._made_for = made_for(self._weights, tokenizer)
         self._began = perf_counter()
 
@@ -130,9 +140,13 @@ class Training:
         settings = self._plan.counterfactual
         if self._plan.start is not None:
             found = read(Path(self._plan.start))
+            if isinstance(found.shape, Language) != (self._language is not None):
+                raise KeditError(f"{self._plan.start} holds another kind of counterfactual model")
             return evolve(found, state={}, about={}, made_for=self._made_for)
-        shape = shape_for(self._model, settings.blocks, settings.heads)
-        model = new_counterfactual(shape, self._plan.seed)
+        model: Counterfactual | Bridged | None = self._language
+        if model is None:
+            shape = shape_for(self._model, settings.blocks, settings.heads)
+            model = new_counterfactual(shape, self._plan.seed)
         nothing = ScopeClassifier(
             projection=torch.empty(0, 0),
             offset=torch.empty(0),
@@ -142,8 +156,8 @@ class Training:
         )
         return Checkpoint(
             classifier=nothing,
-            shape=shape,
-            weights=model.state_dict(),
+            shape=model.shape,
+            weights=_copied(model.state_dict()),
             made_for=self._made_for,
             chat=self._plan.chat,
         )
@@ -155,12 +169,11 @@ class Training:
         scope: Mapping[str, float] = start.about.get("scope", {})
         checkpoint = start
         if not resumed:
-            classifier, found = self._scope([*known, own], start.classifier)
-            scope = {
-                "scope/auc_val": min(found.auc.values(), default=0.0),
-                "scope/accepted_val": found.accepted,
-                **{f"scope/rejected_{kind}_val": one for kind, one in found.rejected.items()},
-            }
+            classifier, scope = classified(
+                *(self._model, self._tokenizer, [*known, own], self._plan),
+                start.classifier,
+                self._progress,
+            )
             checkpoint = evolve(start, classifier=classifier)
         model = checkpoint.counterfactual()
         lessons = Lessons(self._model, model, plan.counterfactual, self._stop, plan.seed)
@@ -211,49 +224,13 @@ class Training:
                 now = evolve(now, ended=last or now.stale >= settings.patience)
                 yield now, scores
 
-    def _scope(
-        self, parts: Sequence[Prepared], start: ScopeClassifier
-    ) -> tuple[ScopeClassifier, Calibration]:
-        """Return the classifier of all shards so far, calibrated on their validation splits."""
-        plan, settings = self._plan, self._plan.scope
-        every = {one.request.prompt for part in parts for half in part.facts for one in half.facts}
-        training = joined([self._examples(part.facts[0], every) for part in parts])
-        validation = joined([self._examples(part.facts[1], every) for part in parts])
-        lesson = Lesson(
-            width=settings.width,
-            steps=settings.steps,
-            lr=settings.lr,
-            dropout=settings.dropout,
-            seed=plan.seed,
-        )
-        fresh = start.projection.numel() == 0
-        about = (training, self._sites, lesson, self._progress)
-        trained = train_scope(*about, start=None if fresh else start)
-        return calibrated(
-            trained,
-            validation,
-            training,
-            rejects=settings.rejects,
-            rejects_same_subject=settings.rejects_same_subject,
-        )
-
-    def _examples(self, facts: Facts, edited: Collection[str]) -> Examples:
-        plan, settings = self._plan, self._plan.scope
-        return examples_of(
-            self._model,
-            self._tokenizer,
-            facts,
-            self._sites,
-            self._progress,
-            wordings=settings.wordings,
-            others=settings.others,
-            edited=edited,
-            chat=plan.chat,
-            seed=plan.seed,
-        )
-
     def _exams(self, parts: Sequence[Prepared], classifier: ScopeClassifier) -> dict[str, Exam]:
-        exams = {}
+        exams, language = {}, self._language
+        about: dict[str, Any] = {
+            "vocabulary": int(self._model.get_output_embeddings().weight.shape[0])
+        }
+        if language is not None:
+            about = {"vocabulary": language.vocabulary(None), "reader": language.tokenizer}
         for place, suffix in enumerate(("train", "val")):
             facts = Facts(facts=tuple(one for part in parts for one in part.facts[place].facts))
             asked = [one for part in parts for one in part.asked[place]]
@@ -265,8 +242,8 @@ class Training:
                 classifier,
                 most=_EXAM,
                 chat=self._plan.chat,
-                vocabulary=int(self._model.get_output_embeddings().weight.shape[0]),
                 seed=self._plan.seed,
+                **about,
             )
         return exams
 
@@ -284,6 +261,14 @@ class Training:
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._say(line)
+
+
+def _language_in(plan: TrainingPlan) -> Bridged | None:
+    """Return the counterfactual model that training goes on with, if its vocabulary is its own."""
+    if plan.start is None:
+        return None
+    found = read(Path(plan.start)).counterfactual()
+    return found if isinstance(found, Bridged) else None
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
