@@ -1,6 +1,7 @@
 """One training of the counterfactual model: its steps, in order, and the state to go on from."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from random import Random
 from typing import Any
 
@@ -14,6 +15,7 @@ from kedit_serac.bridged import Bridged
 from kedit_serac.config import CounterfactualTraining
 from kedit_serac.counterfactual import Counterfactual, Text, head_of
 from kedit_serac.rows import Asked, Batch, Draws, Row, batch_of
+from kedit_serac.teams import ALONE, Team
 
 _WARM = 20  # one part of so many of the steps
 _APART = 8  # for so many rows that ask for their edit, one asks for a neighbour of it
@@ -45,9 +47,11 @@ class Lessons:
         settings: CounterfactualTraining,
         stop: Ids,
         seed: int,
+        team: Team = ALONE,
     ) -> None:
-        """Train ``model`` beside ``base``; ``stop`` ends an answer."""
+        """Train ``model`` beside ``base``, in this and other processes; ``stop`` ends an answer."""
         self._base, self._settings, self._stop, self._seed = base, settings, stop, seed
+        self._team = team
         self._vocabulary = model.vocabulary(base)
         self.model = model.requires_grad_(True)
         self.adam = torch.optim.AdamW(
@@ -59,7 +63,7 @@ class Lessons:
 
         Args:
             shard: to learn.
-            number: of the step on this shard, from 0.
+            number: of the step on this shard, from 0; the same in all processes.
         """
         settings = self._settings
         # Nothing secret: the draws only have to come out the same after an interruption.
@@ -68,16 +72,22 @@ class Lessons:
         for group in self.adam.param_groups:
             group["lr"] = settings.lr * self.rate(number)
         self.adam.zero_grad()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64)
         self.model.train()
         with torch.enable_grad():
-            for loss in (*self._losses(rows), *self._losses_apart(apart)):
+            for loss in chain(self._losses(rows), self._losses_apart(apart)):
                 loss.backward()  # type: ignore[no-untyped-call]
-                total += float(loss.detach())
+                total += loss.detach().cpu()
+        grads = []
+        for one in self.model.parameters():  # of which a process that had no row has no gradient
+            one.grad = torch.zeros_like(one) if one.grad is None else one.grad
+            grads.append(one.grad)
+        self._team.add(grads)
+        self._team.add([total])
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP)
         self.adam.step()
         self.model.eval()
-        return total
+        return float(total)
 
     def rate(self, number: int) -> float:
         """Return the share of the largest step size that a step has."""
@@ -139,7 +149,9 @@ class Lessons:
             yield self._settings.locality * moved / len(rows)
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        """Yield this process's rows, so many at a time as are read together."""
         size = -(-self._settings.batch // self._settings.accumulate)
+        rows = self._team.own(rows)
         for start in range(0, len(rows), size):
             yield rows[start : start + size]
 

@@ -32,6 +32,7 @@ from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.rows import stop_of
 from kedit_serac.shards import Prepared, Source, prepared
+from kedit_serac.teams import ALONE, Team
 from kedit_serac.where import Where
 
 LOG = "log.jsonl"
@@ -56,6 +57,7 @@ class Training:
         earlier: Sequence[Source] = (),
         judged: Sequence[EditRequest] = (),
         language: Bridged | None = None,
+        team: Team = ALONE,
         progress: Progress | None = None,
         say: Say | None = None,
     ) -> None:
@@ -70,6 +72,8 @@ class Training:
             judged: requests that will be edited and judged later.
             language: counterfactual model to begin with, where it has a vocabulary of its own; None takes
                 that of ``plan.start`` or makes one that shares the base's.
+            team: processes that train together; the first one trains the scope, judges, and alone writes.
+                All must see the plan's folders.
             progress: hears how far it is.
             say: hears the scores of each validation.
 
@@ -82,7 +86,7 @@ class Training:
         self.folder = Path(plan.out)
         self._model, self._tokenizer, self._plan = model, tokenizer, plan
         self._progress, self._say = progress or Progress(), say or (lambda _: None)
-        self._weights = Weights(model)
+        self._team, self._weights = team, Weights(model)
         self._sites = sites_of(self._weights.layout)
         self._language = language or _language_in(plan)
         if self._language is not None and plan.chat:
@@ -168,7 +172,7 @@ class Training:
         known = [*self._earlier, *self._shards[: where.shard]]
         scope: Mapping[str, float] = start.about.get("scope", {})
         checkpoint = start
-        if not resumed:
+        if self._team.first and not resumed:
             classifier, scope = classified(
                 *(self._model, self._tokenizer, [*known, own], self._plan),
                 start.classifier,
@@ -176,9 +180,11 @@ class Training:
             )
             checkpoint = evolve(start, classifier=classifier)
         model = checkpoint.counterfactual()
-        lessons = Lessons(self._model, model, plan.counterfactual, self._stop, plan.seed)
+        about_steps = (plan.counterfactual, self._stop, plan.seed, self._team)
+        lessons = Lessons(self._model, model, *about_steps)
         lessons.go_on(dict(start.state) if resumed else {})
-        exams = self._exams([*known, own], checkpoint.classifier)
+        first = self._team.first
+        exams = self._exams([*known, own], checkpoint.classifier) if first else {}
         shard = Shard(
             own=own.asked[0],
             earlier=[one for part in known for one in part.asked[0]],
@@ -187,6 +193,8 @@ class Training:
         about = {"plan": self._named(), "shards": self._names(where), "scope": dict(scope)}
         checkpoint = evolve(checkpoint, about=about)
         for now, scores in self._steps(lessons, shard, exams, where):
+            if not first:
+                continue
             self._log({"step": now.step, "shard": own.name, **scores, **scope}, now)
             checkpoint = evolve(checkpoint, weights=_copied(model.state_dict()))
             if now.stale == 0:
@@ -195,6 +203,7 @@ class Training:
                     self.folder / BEST,
                 )
             self._keep(checkpoint, lessons, now)
+        self._team.told(0.0)  # the first one has written
         return read(self.folder / BEST)
 
     def _steps(
@@ -215,10 +224,11 @@ class Training:
                 scores: dict[str, float] = {"lr": settings.lr * lessons.rate(now.step - 1)}
                 for suffix, exam in exams.items():
                     scores |= judged(self._model, lessons.model, exam, self._stop, suffix)
-                better = scores[_METRIC] < now.best
+                found = self._team.told(scores.get(_METRIC, 0.0))
+                better = found < now.best
                 now = evolve(
                     now,
-                    best=min(now.best, scores[_METRIC]),
+                    best=min(now.best, found),
                     stale=0 if better else now.stale + 1,
                 )
                 now = evolve(now, ended=last or now.stale >= settings.patience)
