@@ -66,8 +66,8 @@ class CounterfactualTraining:
         accumulate: parts that a step's rows are read in, one after the other, each of like lengths.
         lr: at the most; it rises over the first twentieth and falls to nothing at the end.
         random_targets: share of rows whose target is a random string of tokens, so that it must be copied.
-        locality: weight of the KL divergence from the base where the stored edit is another fact's; 0 spares
-            the time that it takes.
+        locality: weight of the KL divergence from the base where the stored edit is another fact's. It rises
+            from nothing in the second quarter of the steps; 0 spares the time that it takes.
         validate: steps between two validations; each writes the last checkpoint.
         patience: validations without a better one, after which training stops.
         replay: share of rows from earlier shards.

@@ -68,14 +68,15 @@ class Lessons:
         settings = self._settings
         # Nothing secret: the draws only have to come out the same after an interruption.
         chance = Random(f"{self._seed} {shard.name} {number}")  # noqa: S311
-        rows, apart = self._drawn(shard, chance)
+        weight = self.locality(number)
+        rows, apart = self._drawn(shard, chance, apart=weight > 0)
         for group in self.adam.param_groups:
             group["lr"] = settings.lr * self.rate(number)
         self.adam.zero_grad()
         total = torch.zeros((), dtype=torch.float64)
         self.model.train()
         with torch.enable_grad():
-            for loss in chain(self._losses(rows), self._losses_apart(apart)):
+            for loss in chain(self._losses(rows), self._losses_apart(apart, weight)):
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.detach().cpu()
         grads = []
@@ -93,6 +94,13 @@ class Lessons:
         """Return the share of the largest step size that a step has."""
         steps = self._settings.steps
         return min(1.0, (number + 1) * _WARM / steps, 2 * (1 - number / steps))
+
+    def locality(self, number: int) -> float:
+        """Return the weight of locality in a step: none in the first quarter, all of it from the half on.
+
+        So a model learns to copy before it learns where not to.
+        """
+        return self._settings.locality * min(1.0, max(0.0, 4 * number / self._settings.steps - 1))
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimiser's tensors by the names of their parameters."""
@@ -118,7 +126,7 @@ class Lessons:
         if state:
             self.adam.load_state_dict(found)
 
-    def _drawn(self, shard: Shard, chance: Random) -> tuple[list[Row], list[Row]]:
+    def _drawn(self, shard: Shard, chance: Random, *, apart: bool) -> tuple[list[Row], list[Row]]:
         """Return the rows of a step: such as ask for their edit, and such as ask for a neighbour of it."""
         settings = self._settings
         draws = Draws(
@@ -133,8 +141,8 @@ class Lessons:
             return sorted(rows, key=lambda row: len(row.text(self._stop).codes))
 
         rows = both(draws.rows, settings.batch)
-        apart = -(-settings.batch // _APART) if settings.locality else 0
-        return rows, both(draws.rows_apart, apart)
+        count = -(-settings.batch // _APART) if apart else 0
+        return rows, both(draws.rows_apart, count)
 
     def _losses(self, rows: Sequence[Row]) -> Iterator[Tensor]:
         """Yield the parts of the mean cross-entropy of the tokens that rows answer with."""
@@ -142,11 +150,11 @@ class Lessons:
         for part in self._parts(rows):
             yield surprise(self._base, self.model, batch_of(part, self._stop)).sum() / tokens
 
-    def _losses_apart(self, rows: Sequence[Row]) -> Iterator[Tensor]:
+    def _losses_apart(self, rows: Sequence[Row], weight: float) -> Iterator[Tensor]:
         """Yield the parts of the mean of how far neighbours move, with its weight."""
         for part in self._parts(rows):
             moved = astray(self._base, self.model, part).sum()
-            yield self._settings.locality * moved / len(rows)
+            yield weight * moved / len(rows)
 
     def _parts(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         """Yield this process's rows, so many at a time as are read together."""

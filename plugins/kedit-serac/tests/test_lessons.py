@@ -110,17 +110,23 @@ def test_gradients_of_the_distance_reach_the_counterfactual_model_alone(base, co
 def test_a_step_costs_cross_entropy_and_so_many_times_the_distance(base, lessons):
     def cost(locality):
         made, shard, _ = lessons(base, locality=locality)
-        return made.step(shard, 0)
+        return made.step(shard, 7)
 
     none, one, three = cost(0.0), cost(1.0), cost(3.0)
     assert one > none
     assert three - one == pytest.approx(2 * (one - none), rel=1e-9)
 
 
+def test_neighbours_count_once_copying_had_its_time(base, lessons):
+    made, _, _ = lessons(base, locality=2.0)
+    weights = [made.locality(number) for number in range(8)]
+    assert weights == [0.0, 0.0, 0.0, 1.0, 2.0, 2.0, 2.0, 2.0]
+
+
 def test_parts_of_a_step_add_up_to_it(base, lessons):
     whole, shard, _ = lessons(base)
     parts, _, _ = lessons(base, accumulate=5)
-    for number in range(3):
+    for number in range(2, 6):
         assert whole.step(shard, number) == pytest.approx(parts.step(shard, number), rel=1e-9)
     for one, other in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
