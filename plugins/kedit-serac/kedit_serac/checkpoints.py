@@ -24,7 +24,7 @@ from kedit_serac.counterfactual import Counterfactual, Shape, new_counterfactual
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
-_KEY, _FORMAT = "kedit-serac", "1"
+_KEY, _FORMAT = "kedit-serac", "2"
 _MODEL, _STATE = "counterfactual.", "training."
 _TOKENIZER = "tokenizer"
 
@@ -57,13 +57,24 @@ class Checkpoint:
 
 
 def loaded(shape: Shape | Language, weights: Mapping[str, Tensor]) -> Counterfactual | Bridged:
-    """Return a counterfactual model with copies of these weights, in ``eval`` mode, without gradients."""
+    """Return a counterfactual model with copies of these weights, in ``eval`` mode, without gradients.
+
+    Raises:
+        KeditError: these are not the weights of such a model, for example because an earlier version had
+            fewer of them.
+    """
     model: Counterfactual | Bridged
     if isinstance(shape, Language):
         model = new_bridged(shape, spelling_in(weights))
     else:
         model = new_counterfactual(shape, 0)  # its rotary frequencies are no part of a state dict
-    model.load_state_dict(dict(weights))
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise KeditError(
+            "the weights of this counterfactual model are not those that this version reads; train it anew "
+            "with kedit serac train PLAN.toml"
+        ) from error
     return model.requires_grad_(False).eval()
 
 

@@ -14,6 +14,7 @@ from kedit_core.testing.facts import RELATIONS, edit_of, facts
 from kedit_core.testing.kernels import interpreter, write_compiled
 from kedit_core.testing.training import FAMILIES
 from kedit_memory import pooling, scope, scope_examples, scope_facts, scope_training
+from kedit_serac import checkpoints as files
 from kedit_serac import classifying, counterfactual, lessons, rows
 from kedit_serac.checkpoints import BEST
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
@@ -26,7 +27,7 @@ JUDGED = 3
 
 MADE_BY = (
     *(pooling, scope, scope_examples, scope_facts, scope_training),
-    *(classifying, counterfactual, lessons, rows),
+    *(classifying, counterfactual, files, lessons, rows),
 )
 """What decides a trained checkpoint: when one of these modules changes, it is trained anew."""
 

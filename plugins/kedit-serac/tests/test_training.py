@@ -166,6 +166,13 @@ def test_a_damaged_checkpoint_is_said_to_be_one(training, tmp_path):
         read(tmp_path / "nowhere")
 
 
+def test_weights_of_an_earlier_version_are_refused_in_one_sentence(training, tmp_path):
+    found = training(tmp_path).run()
+    older = {name: one for name, one in found.weights.items() if name != "shift"}
+    with pytest.raises(KeditError, match="train it anew"):
+        evolve(found, weights=older).counterfactual()
+
+
 def test_a_plan_says_what_it_lacks(tmp_path):
     path = tmp_path / "plan.toml"
     path.write_text('model = "atlas:llama"\n')
