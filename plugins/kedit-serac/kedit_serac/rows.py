@@ -4,7 +4,7 @@ A step's rows are a function of the seed and of the step's number alone, so trai
 interruption draws what it would have drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kedit_core import Probe
 from kedit_core.tokens import Encoded, Ids, encode, encode_target
+from kedit_memory.disjoint import normal
 from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import Padded, Text, edit_text, padded
 
@@ -46,7 +47,13 @@ class Asked:
 
 
 def asked_of(
-    tokenizer: Any, facts: Facts, *, wordings: int, chat: bool, seed: int
+    tokenizer: Any,
+    facts: Facts,
+    *,
+    wordings: int,
+    chat: bool,
+    seed: int,
+    judged: Collection[str] = (),
 ) -> tuple[Asked, ...]:
     """Return facts as token ids.
 
@@ -56,18 +63,21 @@ def asked_of(
         wordings: of one fact at the most.
         chat: render prompts through the chat template.
         seed: of the choice among wordings.
+        judged: prompts that will be edited, normalised; they are nobody's neighbours here, since what the
+            base says of them is what an edit changes.
     """
     found = []
     for fact in facts.facts:
         prompts = encode(tokenizer, facts.wordings(fact, wordings, seed), chat)
         answers = [one for one in (fact.request.target_new, fact.request.target_true) if one]
         joiner = fact.request.joiner
+        near = [one for one in fact.request.locality if normal(one.prompt) not in judged]
         targets = [_continuations(tokenizer, one, answers, joiner) for one in prompts]
         found.append(
             Asked(
                 wordings=tuple(one.ids for one in prompts),
                 targets=tuple(targets),
-                neighbours=neighbours_of(tokenizer, fact.request.locality, chat),
+                neighbours=neighbours_of(tokenizer, near, chat),
             )
         )
     return tuple(found)

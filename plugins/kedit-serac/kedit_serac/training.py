@@ -19,7 +19,7 @@ from kedit_core.config import as_mapping
 from kedit_core.errors import KeditError
 from kedit_core.progress import Progress
 from kedit_core.untouched import at_rest
-from kedit_memory.disjoint import check_disjoint
+from kedit_memory.disjoint import check_disjoint, normal
 from kedit_memory.pooling import sites_of
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
@@ -94,8 +94,9 @@ class Training:
                 "a counterfactual model with its own vocabulary reads no chat template"
             )
         reader = tokenizer if self._language is None else self._language.tokenizer
-        self._earlier = [prepared(source, reader, plan) for source in earlier]
-        self._shards = [prepared(source, reader, plan) for source in shards]
+        edited = {normal(text) for one in judged for text in (one.prompt, *one.paraphrases)}
+        self._earlier = [prepared(source, reader, plan, edited) for source in earlier]
+        self._shards = [prepared(source, reader, plan, edited) for source in shards]
         self._stop = stop_of(reader)
         self._made_for = made_for(self._weights, tokenizer)
         self._began = perf_counter()
