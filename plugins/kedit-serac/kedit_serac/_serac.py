@@ -23,17 +23,17 @@ from kedit_core.digests import digest
 from kedit_core.errors import KeditError
 from kedit_core.requests import EditRequest
 from kedit_core.tokens import Ids, encode_target
-from kedit_memory.kept import OUTSIDE
 from kedit_memory.members import Members, members_of, memory_of, shared_of
 from kedit_memory.passages import Passage
 from kedit_memory.readers import Reader, reader_of
 from kedit_memory.routing import Routing
 from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids
-from kedit_serac.checkpoints import loaded, made_for, read_for
+from kedit_serac.bridged import Bridged, Language
+from kedit_serac.bridging import Bridge
+from kedit_serac.checkpoints import loaded, made_for, read_for, shape_from
 from kedit_serac.config import SeracConfig
-from kedit_serac.counterfactual import Shape, Text, edit_text
 from kedit_serac.kernels import scope_top1
-from kedit_serac.telling import Telling, Told
+from kedit_serac.telling import Told, Voice
 
 _MODEL = "counterfactual."
 _EMBEDDING = "embedding"
@@ -67,6 +67,8 @@ def serac(
 ) -> Delta:
     """Return the memory of ``previous`` without what is to be removed and with the edits of ``batch``."""
     trained = _trained(weights, tokenizer, config, previous)
+    if batch.chat and isinstance(shape_from(trained.settings["shape"]), Language):
+        raise KeditError("a counterfactual model with its own vocabulary reads no chat template")
     held = Members(requests=(), rows={})
     if previous:
         held = members_of(previous[-1]).without(batch.remove)
@@ -122,14 +124,17 @@ class Answering:
             if name.startswith(_MODEL)
         }
         self._model, self._hands_back = model, config.hand_back
-        self._counterfactual = loaded(Shape(**part.settings["shape"]), weights).to(weight)
+        counterfactual = loaded(shape_from(part.settings["shape"]), weights).beside(weight)
         classifier = classifier_from(part.tensors, part.settings["scope"], f"delta {delta.id}")
         self._classifier = classifier.to(weight.device)
         self._embeddings = members.rows[_EMBEDDING].to(weight.device)  # (edits, width)
-        texts = [_edit(tokenizer, one, delta.provenance.chat) for one in members.requests]
-        self._prompts = [prompt for prompt, _ in texts]
-        self._targets = [target for _, target in texts]
         self._reader = _reader(model, tokenizer, classifier)
+        self._voice: Voice | Bridge
+        if isinstance(counterfactual, Bridged):
+            self._voice = Bridge(model, tokenizer, counterfactual, members.requests)
+        else:
+            texts = [_edit(tokenizer, one, delta.provenance.chat) for one in members.requests]
+            self._voice = Voice(model, counterfactual, texts)
         self._routing = Routing(model)
 
     def attach(self) -> Applied:
@@ -146,24 +151,13 @@ class Answering:
         if kept is None or not kept.inside:
             return output
         if passage.whole:
-            rows = (kept.decision != OUTSIDE).nonzero()[:, 0]
-            edits = kept.decision[rows].tolist()
-            targets = [self._targets[edit] for edit in edits]
-            telling = Telling(self._counterfactual, rows, len(kept.decision), targets)
-            kept.beside = telling
             keeps = getattr(output, "past_key_values", None) is not None
-            texts = [self._text(edit) for edit in edits]
-            told = telling.begin(
-                self._model, passage, texts, keeps=keeps, hands_back=self._hands_back
-            )
-        elif isinstance(kept.beside, Telling):
-            told = kept.beside.go_on(self._model, passage, hands_back=self._hands_back)
+            told = self._voice.begin(passage, kept, keeps=keeps, hands_back=self._hands_back)
+        elif kept.beside is not None:
+            told = self._voice.go_on(passage, kept, hands_back=self._hands_back)
         else:
             return output
         return _with_told(self._model, passage, output, told)
-
-    def _text(self, edit: int) -> Text:
-        return edit_text(self._prompts[edit], self._targets[edit])
 
 
 def _reader(model: Any, tokenizer: Any, classifier: ScopeClassifier) -> Reader:

@@ -19,11 +19,12 @@ from kedit_core.digests import tokenizer_fingerprint
 from kedit_core.errors import KeditError
 from kedit_core.files import write_atomically
 from kedit_memory.scope import ScopeClassifier, classifier_from
+from kedit_serac.bridged import Bridged, Language, new_bridged, spelling_in
 from kedit_serac.counterfactual import Counterfactual, Shape, new_counterfactual
 
 BEST, LAST = "best.safetensors", "last.safetensors"
 
-_KEY, _FORMAT = "kedit-serac", "1"
+_KEY, _FORMAT = "kedit-serac", "2"
 _MODEL, _STATE = "counterfactual.", "training."
 _TOKENIZER = "tokenizer"
 
@@ -34,7 +35,7 @@ class Checkpoint:
 
     Attributes:
         classifier: of the scope.
-        shape: of the counterfactual model.
+        shape: of the counterfactual model, or what a bridged one is made from.
         weights: its state dict.
         made_for: digests of a sample of the base, by dtype, and the fingerprint of its tokenizer.
         chat: prompts were rendered through the chat template.
@@ -43,23 +44,43 @@ class Checkpoint:
     """
 
     classifier: ScopeClassifier
-    shape: Shape
+    shape: Shape | Language
     weights: Mapping[str, Tensor] = field(eq=False, repr=False)
     made_for: Mapping[str, str]
     chat: bool = False
     about: Mapping[str, Any] = field(factory=dict, repr=False)
     state: Mapping[str, Tensor] = field(factory=dict, eq=False, repr=False)
 
-    def counterfactual(self) -> Counterfactual:
+    def counterfactual(self) -> Counterfactual | Bridged:
         """Return the model, in ``eval`` mode and without gradients."""
         return loaded(self.shape, self.weights)
 
 
-def loaded(shape: Shape, weights: Mapping[str, Tensor]) -> Counterfactual:
-    """Return a counterfactual model with copies of these weights, in ``eval`` mode, without gradients."""
-    model = new_counterfactual(shape, 0)  # its rotary frequencies are no part of a state dict
-    model.load_state_dict(dict(weights))
+def loaded(shape: Shape | Language, weights: Mapping[str, Tensor]) -> Counterfactual | Bridged:
+    """Return a counterfactual model with copies of these weights, in ``eval`` mode, without gradients.
+
+    Raises:
+        KeditError: these are not the weights of such a model, for example because an earlier version had
+            fewer of them.
+    """
+    model: Counterfactual | Bridged
+    if isinstance(shape, Language):
+        model = new_bridged(shape, spelling_in(weights))
+    else:
+        model = new_counterfactual(shape, 0)  # its rotary frequencies are no part of a state dict
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise KeditError(
+            "the weights of this counterfactual model are not those that this version reads; train it anew "
+            "with kedit serac train PLAN.toml"
+        ) from error
     return model.requires_grad_(False).eval()
+
+
+def shape_from(settings: Mapping[str, Any]) -> Shape | Language:
+    """Return the shape of a counterfactual model from its JSON values."""
+    return Language(**settings) if "config" in settings else Shape(**settings)
 
 
 def made_for(weights: Weights, tokenizer: Any) -> dict[str, str]:
@@ -116,7 +137,7 @@ def read(path: Path) -> Checkpoint:
         said = json.loads(header["said"])
         return Checkpoint(
             classifier=classifier_from(tensors, said["scope"], str(path)),
-            shape=Shape(**said["shape"]),
+            shape=shape_from(said["shape"]),
             weights=_below(tensors, _MODEL),
             made_for=said["made_for"],
             chat=bool(said["chat"]),

@@ -1,16 +1,20 @@
 """``kedit serac``: the training that SERAC needs once for a model."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from attrs import evolve
 
 from kedit_core.cli.opening import Json, read
 from kedit_core.plugins import Plugins
 
 if TYPE_CHECKING:
+    from kedit_serac.checkpoints import Checkpoint
     from kedit_serac.plans import TrainingPlan
+    from kedit_serac.teams import Team
 
 serac = typer.Typer(help="SERAC's scope classifier and counterfactual model.", no_args_is_help=True)
 
@@ -29,37 +33,55 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the plan's folder.")
     ] = False,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Train together with the other processes that torchrun or accelerate launch started.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a scope classifier and a counterfactual model for one model."""
-    from kedit_core.cli.screen import BarProgress, print_json, screen
+    from kedit_core.cli.screen import print_json, screen
     from kedit_serac.plans import read_plan
-    from kedit_serac.training import Training
+    from kedit_serac.teams import team
 
     asked = read_plan(plan)
-    plugins: Plugins = context.obj
-    model, tokenizer = _opened(plugins, asked)
-    judged = [one for source in asked.judged for one in read(plugins, source, None)]
-    earlier = _earlier(asked)
-    training = Training(
-        model,
-        tokenizer,
-        asked,
-        [_source(plugins, name) for name in asked.requests],
-        earlier=[_source(plugins, name) for name in earlier],
-        judged=judged,
-        progress=BarProgress(),
-        say=_say,
-    )
-    best = training.run(resume=resume)
+    with team(asked=distributed) as others:
+        best = _trained(context.obj, asked, others, resume=resume)
+    if not others.first:
+        return
     scores = {name: one for name, one in best.about.items() if isinstance(one, int | float)}
     scores |= best.about["scope"]
     if as_json:
-        print_json({"checkpoint": str(training.folder), "scores": scores})
+        print_json({"checkpoint": asked.out, "scores": scores})
         return
     for name, value in scores.items():
         screen().print(f"{name:28} {value:.4g}")
-    screen().print(f"kedit edit {asked.model} --method serac --set checkpoint={training.folder} …")
+    screen().print(f"kedit edit {asked.model} --method serac --set checkpoint={asked.out} …")
+
+
+def _trained(plugins: Plugins, plan: "TrainingPlan", team: "Team", *, resume: bool) -> "Checkpoint":
+    from kedit_core.cli.screen import BarProgress
+    from kedit_serac.training import Training
+
+    if plan.device == "cuda" and team.size > 1:
+        plan = evolve(plan, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    model, tokenizer = _opened(plugins, plan, plan.model)
+    training = Training(
+        model,
+        tokenizer,
+        plan,
+        [_source(plugins, name) for name in plan.requests],
+        earlier=[_source(plugins, name) for name in _earlier(plan)],
+        judged=[one for source in plan.judged for one in read(plugins, source, None)],
+        language=_language(plugins, plan),
+        team=team,
+        progress=BarProgress() if team.first else None,
+        say=_say,
+    )
+    return training.run(resume=resume)
 
 
 def _source(plugins: Plugins, name: str) -> Any:
@@ -77,14 +99,23 @@ def _earlier(plan: "TrainingPlan") -> list[str]:
     return [str(one) for one in read_checkpoint(Path(plan.start)).about.get("shards", [])]
 
 
-def _opened(plugins: Plugins, plan: "TrainingPlan") -> Any:
+def _language(plugins: Plugins, plan: "TrainingPlan") -> Any:
+    """Return the counterfactual model that the plan names, if it names one."""
+    if plan.counterfactual.model is None:
+        return None
+    from kedit_serac.bridged import bridged
+
+    return bridged(*_opened(plugins, plan, plan.counterfactual.model))
+
+
+def _opened(plugins: Plugins, plan: "TrainingPlan", source: str) -> Any:
     import torch
 
     from kedit_core.cli.screen import quiet_transformers
 
     kind = None if plan.dtype is None else getattr(torch, plan.dtype)
     with quiet_transformers():
-        return plugins.call_all("open_model", source=plan.model, dtype=kind, device=plan.device)
+        return plugins.call_all("open_model", source=source, dtype=kind, device=plan.device)
 
 
 def _say(line: Mapping[str, Any]) -> None:

@@ -69,6 +69,8 @@ class CounterfactualTraining:
     """How the counterfactual model is trained.
 
     Attributes:
+        model: a small causal language model with a vocabulary of its own, to be trained for it: a hub id, a
+            folder, or what a plugin opens; None makes one that shares embeddings and head of the base.
         blocks: of the model, between embeddings and head of the base.
         heads: of its attention; None takes one for every 64 of its width.
         steps: of AdamW on each shard, at the most.
@@ -76,12 +78,14 @@ class CounterfactualTraining:
         accumulate: parts that a step's rows are read in, one after the other, each of like lengths.
         lr: at the most; it rises over the first twentieth and falls to nothing at the end.
         random_targets: share of rows whose target is a random string of tokens, so that it must be copied.
-        locality: weight of the KL divergence from the base where the stored edit is another fact's.
+        locality: weight of the KL divergence from the base where the stored edit is another fact's. It rises
+            from nothing in the second quarter of the steps; 0 spares the time that it takes.
         validate: steps between two validations; each writes the last checkpoint.
         patience: validations without a better one, after which training stops.
         replay: share of rows from earlier shards.
     """
 
+    model: str | None = None
     blocks: int = field(default=2, validator=validators.ge(1))
     heads: int | None = None
     steps: int = field(default=1200, validator=validators.ge(1))
@@ -89,7 +93,7 @@ class CounterfactualTraining:
     accumulate: int = field(default=1, validator=validators.ge(1))
     lr: float = field(default=1e-3, validator=validators.gt(0))
     random_targets: float = field(default=0.5, validator=[validators.ge(0), validators.le(1)])
-    locality: float = field(default=0.0, validator=validators.ge(0))
+    locality: float = field(default=0.3, validator=validators.ge(0))
     validate: int = field(default=100, validator=validators.ge(1))
     patience: int = field(default=5, validator=validators.ge(1))
     replay: float = field(default=0.5, validator=_share)

@@ -8,7 +8,7 @@ with learned marks in the places of the bars, and says what follows the query. H
 are targets of random tokens, so it cannot know the answers and learns to copy them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,10 +87,17 @@ class Padded:
     kinds: Tensor
     mask: Tensor
 
-    def to(self, device: torch.device) -> "Padded":
-        """Return the same on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("codes", "kinds", "mask")}
-        return Padded(**moved)
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Padded":
+        """Return the same with every table changed alike."""
+        return Padded(codes=change(self.codes), kinds=change(self.kinds), mask=change(self.mask))
+
+    def then(self, more: "Padded") -> "Padded":
+        """Return the same with more tokens behind every row."""
+        return Padded(
+            codes=torch.cat([self.codes, more.codes], 1),
+            kinds=torch.cat([self.kinds, more.kinds], 1),
+            mask=torch.cat([self.mask, more.mask], 1),
+        )
 
 
 def padded(texts: Sequence[Text], *, left: bool) -> Padded:
@@ -100,7 +107,8 @@ def padded(texts: Sequence[Text], *, left: bool) -> Padded:
     def table(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
         pads = [[fill] * (width - len(row)) for row in rows]
         both = zip(rows, pads, strict=True)
-        return torch.tensor([[*pad, *row] if left else [*row, *pad] for row, pad in both])
+        table = [[*pad, *row] if left else [*row, *pad] for row, pad in both]
+        return torch.tensor(table, dtype=torch.long).reshape(len(rows), width)
 
     return Padded(
         codes=table([text.codes for text in texts], 0),
@@ -132,9 +140,10 @@ class Counterfactual(nn.Module):
         self.decoder.set_input_embeddings(nn.Identity())  # it is given embeddings of the base
         self.marks = nn.Parameter(_SIZE * torch.randn(2, shape.width))
         self.kinds = nn.Parameter(torch.zeros(2, shape.width))
+        self.shift = nn.Parameter(torch.ones(shape.width))
 
     def forward(
-        self, base: Any, text: Padded, cache: Any = None, seen: Tensor | None = None
+        self, base: Any, text: Padded, cache: Any = None, whole: Padded | None = None
     ) -> Any:
         """Return the hidden states (rows, tokens, width) that the head of the base reads.
 
@@ -142,12 +151,13 @@ class Counterfactual(nn.Module):
             base: lends its embeddings.
             text: to read.
             cache: what was read before, extended; None keeps nothing.
-            seen: (rows, earlier + tokens) bool, which of all tokens are no pads; None without a cache.
+            whole: what was read before and ``text`` behind it; None where nothing was.
         """
-        mask = text.mask if seen is None else seen
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -text.codes.shape[1] :]
+        whole = whole or text
+        mask, new = whole.mask, text.codes.shape[1]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
         said = self.decoder(
-            inputs_embeds=self._embedded(base, text),
+            inputs_embeds=self._embedded(base, whole, new),
             attention_mask=mask.long(),
             position_ids=positions,
             past_key_values=cache,
@@ -155,13 +165,39 @@ class Counterfactual(nn.Module):
         )
         return said.last_hidden_state
 
-    def _embedded(self, base: Any, text: Padded) -> Tensor:
+    def head(self, base: Any, hidden: Tensor) -> Tensor:
+        """Return logits (…, vocabulary of the base) of hidden states, by the head of the base."""
+        return head_of(base, hidden)
+
+    def vocabulary(self, base: Any) -> int:
+        """Return below which number the token ids are that it says."""
+        return int(base.get_output_embeddings().weight.shape[0])
+
+    def beside(self, weight: Tensor) -> "Counterfactual":
+        """Return it on the device and in the dtype of a weight of the base."""
+        return self.to(weight)
+
+    def _embedded(self, base: Any, whole: Padded, new: int) -> Tensor:
+        """Return what the blocks read (rows, new, width): each token, and moved aside the one before it.
+
+        So one look finds what followed a token earlier on, which is how targets are copied.
+        """
+        places = torch.arange(whole.mask.shape[1], device=whole.mask.device)
+        real = torch.where(whole.mask, places, -1).cummax(1).values  # the last that is no pad
+        earlier = torch.cat([torch.full_like(real[:, :1], -1), real[:, :-1]], 1)[:, -new:]
+        words = self._words(base, whole.codes[:, -new:], whole.kinds[:, -new:])
+        where = earlier.clamp(min=0)
+        before = self._words(base, whole.codes.gather(1, where), whole.kinds.gather(1, where))
+        aside = before.roll(self.shape.width // 2, -1) * self.shift
+        return words + torch.where(earlier[..., None].to(aside.device) >= 0, aside, 0)
+
+    def _words(self, base: Any, codes: Tensor, kinds: Tensor) -> Tensor:
         embeddings = base.get_input_embeddings()
         device, dtype = self.marks.device, self.marks.dtype
         with torch.no_grad():
-            ids = text.codes.clamp(min=0).to(next(embeddings.parameters()).device)
+            ids = codes.clamp(min=0).to(next(embeddings.parameters()).device)
             words = embeddings(ids).to(device=device, dtype=dtype) * self.shape.scale
-        codes, kinds = text.codes.to(device)[..., None], text.kinds.to(device)
+        codes, kinds = codes.to(device)[..., None], kinds.to(device)
         added = torch.cat([torch.zeros_like(self.kinds[:1]), self.kinds])[kinds]
         between, behind = self.marks
         words = torch.where(codes == BETWEEN, between, words)

@@ -10,25 +10,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kedit_core.scoring import score_answers
-from kedit_core.tokens import Ids, encode, encode_target
+from kedit_core.tokens import Ids, encode
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.readers import reader_of
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
-from kedit_serac.counterfactual import Counterfactual, head_of
-from kedit_serac.lessons import distance
-from kedit_serac.rows import Asked, Row, batch_of, drawn, row_of
+from kedit_serac.bridged import Bridged
+from kedit_serac.counterfactual import Counterfactual
+from kedit_serac.lessons import astray
+from kedit_serac.rows import Asked, Draws, Neighbour, Row, batch_of, neighbours_of, row_of
 
 _ROWS = 64
 _PARAPHRASES = 2
-
-
-@frozen(kw_only=True)
-class Probe:
-    """A prompt that edits must leave alone, and its answer."""
-
-    prompt: Ids
-    answer: Ids
 
 
 @frozen(kw_only=True)
@@ -38,7 +31,7 @@ class Exam:
     Attributes:
         edits: rows that ask for an edit in its own words and in others.
         copies: rows whose target is a random string of tokens.
-        probes: prompts to leave alone.
+        probes: prompts to leave alone, as the counterfactual model reads them.
         known: (probes,) whether the base answers each as it should.
         met: (probes,) the edit that each one meets, ``OUTSIDE`` for none.
         stored: rows of the edits that may be met.
@@ -46,7 +39,7 @@ class Exam:
 
     edits: Sequence[Row] = field(repr=False)
     copies: Sequence[Row] = field(repr=False)
-    probes: Sequence[Probe] = field(repr=False)
+    probes: Sequence[Neighbour] = field(repr=False)
     known: Tensor = field(repr=False)
     met: Tensor = field(repr=False)
     stored: Sequence[Row] = field(repr=False)
@@ -63,31 +56,48 @@ def exam_of(
     chat: bool,
     vocabulary: int,
     seed: int,
+    reader: Any = None,
 ) -> Exam:
-    """Return an exam on at most so many facts, seeded; what the base says of it is asked once, here."""
+    """Return an exam on at most so many facts, seeded; what the base says of it is asked once, here.
+
+    Args:
+        model: the base.
+        tokenizer: of the base.
+        facts: to ask for.
+        asked: the same, in tokens of the counterfactual model.
+        classifier: finds which edit each prompt meets.
+        most: facts at the most.
+        chat: render prompts through the chat template.
+        vocabulary: below which number the tokens of the counterfactual model are.
+        seed: of all draws.
+        reader: its tokenizer, where it has one of its own.
+    """
     chance = random.Random(f"exam {seed}")  # noqa: S311 - nothing secret
     places = chance.sample(range(len(asked)), min(most, len(asked)))
     some = [asked[place] for place in places]
     queries = range(1 + _PARAPHRASES)
     edits = [row_of(one, 0, q, 0) for one in some for q in queries if q < len(one.wordings)]
-    probes = []
-    for place in places:
-        near = facts.facts[place].request.locality
-        for probe in chance.sample(near, min(len(near), 2)):
-            (prompt,) = encode(tokenizer, [probe.prompt], chat)
-            answer = encode_target(tokenizer, prompt, f" {probe.answers[0]}")
-            probes.append(Probe(prompt=prompt.ids, answer=answer))
+    chosen = [facts.facts[place] for place in places]
+    near = [
+        probe
+        for fact in chosen
+        for probe in chance.sample(fact.request.locality, min(len(fact.request.locality), 2))
+    ]
+    probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    prompts = [*(one.wordings[0] for one in some), *(one.prompt for one in probes)]
-    reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
-    states = reader.states(prompts, alone=False)
-    named = classifier.named([facts.facts[place].request for place in places])
+    prompts = encode(tokenizer, [fact.request.prompt for fact in chosen], chat)
+    asks = [*(one.ids for one in prompts), *(one.prompt for one in probes)]
+    found = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
+    states = found.states(asks, alone=False)
+    named = classifier.named([fact.request for fact in chosen])
     memory = classifier.embed_edits(states[: len(some)], named)
     match = classifier.match(classifier.embed(states[len(some) :]), memory)
     return Exam(
         edits=edits,
-        copies=drawn(some, len(some), 1.0, vocabulary, chance),
-        probes=probes,
+        copies=Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance).rows(
+            some, len(some)
+        ),
+        probes=probes if reader is None else neighbours_of(reader, near, chat),
         known=torch.tensor([one.exact for one in answered]),
         met=match.edit,
         stored=[row_of(one, 0, 0, 0) for one in some],
@@ -96,7 +106,7 @@ def exam_of(
 
 @torch.no_grad()
 def judged(
-    base: Any, model: Counterfactual, exam: Exam, stop: Ids, suffix: str
+    base: Any, model: Counterfactual | Bridged, exam: Exam, stop: Ids, suffix: str
 ) -> dict[str, float]:
     """Return the scores of an exam: accuracies by exact match, and losses.
 
@@ -118,7 +128,9 @@ def judged(
     return {f"{name}_{suffix}": value for name, value in scores.items()}
 
 
-def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapping[str, float]:
+def _left_alone(
+    base: Any, model: Counterfactual | Bridged, exam: Exam, stop: Ids
+) -> Mapping[str, float]:
     """Return what happens to prompts that are none of the edits' business."""
     if not len(exam.known):
         return {}
@@ -133,8 +145,9 @@ def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapp
             for row, probe in zip(stored, probes, strict=True)
         ]
         after[met] = _said(base, model, rows, stop)[1]
-        moved = distance(base, model, stored, [one.prompt for one in probes])
-        loss = float(moved.sum()) / len(exam.probes)
+        lots = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
+        moved = sum(float(astray(base, model, lot).sum()) for lot in lots)
+        loss = moved / len(exam.probes)
     return {
         "loss/loc": loss,
         "acc/pre": float(exam.known.float().mean()),
@@ -142,14 +155,16 @@ def _left_alone(base: Any, model: Counterfactual, exam: Exam, stop: Ids) -> Mapp
     }
 
 
-def _said(base: Any, model: Counterfactual, rows: Sequence[Row], stop: Ids) -> tuple[float, Tensor]:
+def _said(
+    base: Any, model: Counterfactual | Bridged, rows: Sequence[Row], stop: Ids
+) -> tuple[float, Tensor]:
     """Return the mean loss on targets, and of each row whether greedy decoding says the target."""
     losses, right = [], []
     for start in range(0, len(rows), _ROWS):
         batch = batch_of(rows[start : start + _ROWS], stop)
         hidden = model(base, batch.text)
         targets = batch.targets.to(hidden.device)
-        logits = head_of(base, hidden[targets]).float().cpu()  # (target tokens, vocabulary)
+        logits = model.head(base, hidden[targets]).float().cpu()  # (target tokens, vocabulary)
         labels = batch.labels[batch.targets]
         losses.append(cross_entropy(logits, labels, reduction="none"))
         hits = torch.ones_like(batch.targets)

@@ -4,7 +4,7 @@ A step's rows are a function of the seed and of the step's number alone, so trai
 interruption draws what it would have drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from random import Random
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from kedit_core import Probe
 from kedit_core.tokens import Encoded, Ids, encode, encode_target
+from kedit_memory.disjoint import normal
 from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import Padded, Text, edit_text, padded
 
@@ -22,22 +24,36 @@ _IGNORED = -100
 
 
 @frozen(kw_only=True)
+class Neighbour:
+    """A prompt that an edit must leave alone, and its answer."""
+
+    prompt: Ids
+    answer: Ids
+
+
+@frozen(kw_only=True)
 class Asked:
     """One fact, tokenised.
 
     Attributes:
         wordings: prompts that ask for it, its own first.
         targets: per wording the answers it may be given, as they continue that wording.
-        neighbours: prompts that its edit must leave alone.
+        neighbours: prompts that its edit must leave alone, with their answers.
     """
 
     wordings: tuple[Ids, ...]
     targets: tuple[tuple[Ids, ...], ...] = field(repr=False)
-    neighbours: tuple[Ids, ...] = field(repr=False)
+    neighbours: tuple[Neighbour, ...] = field(repr=False)
 
 
 def asked_of(
-    tokenizer: Any, facts: Facts, *, wordings: int, chat: bool, seed: int
+    tokenizer: Any,
+    facts: Facts,
+    *,
+    wordings: int,
+    chat: bool,
+    seed: int,
+    judged: Collection[str] = (),
 ) -> tuple[Asked, ...]:
     """Return facts as token ids.
 
@@ -47,19 +63,21 @@ def asked_of(
         wordings: of one fact at the most.
         chat: render prompts through the chat template.
         seed: of the choice among wordings.
+        judged: prompts that will be edited, normalised; they are nobody's neighbours here, since what the
+            base says of them is what an edit changes.
     """
     found = []
     for fact in facts.facts:
         prompts = encode(tokenizer, facts.wordings(fact, wordings, seed), chat)
-        near = encode(tokenizer, fact.neighbours, chat)
         answers = [one for one in (fact.request.target_new, fact.request.target_true) if one]
         joiner = fact.request.joiner
+        near = [one for one in fact.request.locality if normal(one.prompt) not in judged]
         targets = [_continuations(tokenizer, one, answers, joiner) for one in prompts]
         found.append(
             Asked(
                 wordings=tuple(one.ids for one in prompts),
                 targets=tuple(targets),
-                neighbours=tuple(one.ids for one in near),
+                neighbours=neighbours_of(tokenizer, near, chat),
             )
         )
     return tuple(found)
@@ -69,6 +87,21 @@ def _continuations(
     tokenizer: Any, prompt: Encoded, answers: Sequence[str], joiner: str
 ) -> tuple[Ids, ...]:
     return tuple(encode_target(tokenizer, prompt, joiner + answer) for answer in answers)
+
+
+def neighbours_of(tokenizer: Any, probes: Sequence[Probe], chat: bool) -> tuple[Neighbour, ...]:
+    """Return probes as token ids, each with the first of its answers.
+
+    Args:
+        tokenizer: of the base.
+        probes: prompts to leave alone.
+        chat: render prompts through the chat template.
+    """
+    prompts = encode(tokenizer, [one.prompt for one in probes], chat)
+    return tuple(
+        Neighbour(prompt=prompt.ids, answer=encode_target(tokenizer, prompt, f" {one.answers[0]}"))
+        for one, prompt in zip(probes, prompts, strict=True)
+    )
 
 
 def stop_of(tokenizer: Any) -> Ids:
@@ -98,30 +131,57 @@ def row_of(edited: Asked, wording: int, query: int, target: int) -> Row:
     )
 
 
-def drawn(
-    asked: Sequence[Asked], count: int, random_targets: float, vocabulary: int, chance: Random
-) -> list[Row]:
-    """Return training rows.
+@frozen(kw_only=True)
+class Draws:
+    """How rows are drawn.
 
-    Args:
-        asked: facts to draw from.
-        count: of rows.
+    Attributes:
         random_targets: share of them whose target is a random string of tokens.
         vocabulary: ids below which these are.
         chance: draws.
     """
-    rows = []
-    for _ in range(count):
-        fact, giver = chance.choice(asked), chance.choice(asked)
-        wording = chance.randrange(len(fact.wordings))
-        query = chance.randrange(len(fact.wordings))
-        if chance.random() < random_targets:
-            target = tuple(chance.randrange(vocabulary) for _ in range(chance.randint(1, _LONGEST)))
-        else:
-            target = chance.choice(chance.choice(giver.targets))
-        edit = edit_text(fact.wordings[wording], target)
-        rows.append(Row(edit=edit, query=fact.wordings[query], answer=target))
-    return rows
+
+    random_targets: float
+    vocabulary: int
+    chance: Random = field(repr=False)
+
+    def rows(self, asked: Sequence[Asked], count: int) -> list[Row]:
+        """Return rows that ask for what their edit says.
+
+        Args:
+            asked: facts to draw from.
+            count: of rows.
+        """
+        rows = []
+        for _ in range(count):
+            fact = self.chance.choice(asked)
+            wording, query = self.chance.choice(fact.wordings), self.chance.choice(fact.wordings)
+            target = self._target(asked)
+            rows.append(Row(edit=edit_text(wording, target), query=query, answer=target))
+        return rows
+
+    def rows_apart(self, asked: Sequence[Asked], count: int) -> list[Row]:
+        """Return rows that ask for a neighbour of what their edit says; none where no fact has one.
+
+        Args:
+            asked: facts to draw from.
+            count: of rows.
+        """
+        asked_near = [one for one in asked if one.neighbours]
+        rows = []
+        for _ in range(count if asked_near else 0):
+            fact = self.chance.choice(asked_near)
+            edit = edit_text(self.chance.choice(fact.wordings), self._target(asked))
+            near = self.chance.choice(fact.neighbours)
+            rows.append(Row(edit=edit, query=near.prompt, answer=near.answer))
+        return rows
+
+    def _target(self, asked: Sequence[Asked]) -> Ids:
+        chance = self.chance
+        if chance.random() < self.random_targets:
+            length = chance.randint(1, _LONGEST)
+            return tuple(chance.randrange(self.vocabulary) for _ in range(length))
+        return chance.choice(chance.choice(chance.choice(asked).targets))
 
 
 @frozen(kw_only=True)

@@ -1,6 +1,6 @@
 """Shards of the training set: read, split into what is learned and what it is validated on, tokenised."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -34,21 +34,22 @@ class Prepared:
     asked: tuple[Sequence[Asked], Sequence[Asked]] = field(repr=False)
 
 
-def prepared(source: Source, tokenizer: Any, plan: TrainingPlan) -> Prepared:
+def prepared(
+    source: Source, tokenizer: Any, plan: TrainingPlan, judged: Collection[str] = ()
+) -> Prepared:
     """Return a shard, split by subjects and tokenised.
 
     Args:
         source: what was read.
-        tokenizer: of the base.
+        tokenizer: of the counterfactual model.
         plan: says how much is for validation, and how prompts are rendered.
+        judged: prompts that will be edited, normalised; none of them is a neighbour to train on.
 
     Raises:
         RequestError: its facts are too few, or none has another wording.
     """
     learned, held = split(source.requests, plan.validation, plan.seed)
     facts = facts_of(learned), Facts(facts=facts_in(held))
-    asked = [
-        asked_of(tokenizer, one, wordings=plan.scope.wordings, chat=plan.chat, seed=plan.seed)
-        for one in facts
-    ]
+    about: dict[str, Any] = {"wordings": plan.scope.wordings, "chat": plan.chat, "seed": plan.seed}
+    asked = [asked_of(tokenizer, one, judged=judged, **about) for one in facts]
     return Prepared(name=source.name, facts=facts, asked=(asked[0], asked[1]))

@@ -9,8 +9,16 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from kedit_core.tokens import Ids
+from kedit_memory.kept import OUTSIDE, Kept
 from kedit_memory.passages import Passage
-from kedit_serac.counterfactual import Counterfactual, Padded, Text, head_of, padded
+from kedit_serac.counterfactual import (
+    Counterfactual,
+    Padded,
+    Text,
+    edit_text,
+    head_of,
+    padded,
+)
 
 _UNSAID = -1
 _NO_TOKEN = -1
@@ -31,6 +39,35 @@ class Told:
     counts: Tensor
 
 
+class Voice:
+    """A counterfactual model and the edits that it answers from."""
+
+    def __init__(self, base: Any, model: Counterfactual, edits: Sequence[tuple[Ids, Ids]]) -> None:
+        """Answer beside ``base`` from edits: prompts and targets, in its tokens."""
+        self._base, self._model, self._edits = base, model, edits
+
+    def begin(self, passage: Passage, kept: Kept, *, keeps: bool, hands_back: bool) -> Told:
+        """Say what follows each token of a pass that reads the whole text so far.
+
+        Args:
+            passage: whose tokens are read.
+            kept: the decisions on its rows; what is read is kept beside them.
+            keeps: more tokens will follow, from a cache.
+            hands_back: the base goes on once the answer was said.
+        """
+        rows = (kept.decision != OUTSIDE).nonzero()[:, 0]
+        edits = [self._edits[edit] for edit in kept.decision[rows].tolist()]
+        telling = Telling(self._model, rows, len(kept.decision), [target for _, target in edits])
+        kept.beside = telling
+        texts = [edit_text(prompt, target) for prompt, target in edits]
+        return telling.begin(self._base, passage, texts, keeps=keeps, hands_back=hands_back)
+
+    def go_on(self, passage: Passage, kept: Kept, *, hands_back: bool) -> Told:
+        """Say what follows each token of a pass behind what was read before; as :meth:`begin`."""
+        telling: Any = kept.beside
+        return telling.go_on(self._base, passage, hands_back=hands_back)  # type: ignore[no-any-return]
+
+
 class Telling:
     """Follows the rows in scope of one generation, in step with its KV cache.
 
@@ -49,7 +86,7 @@ class Telling:
         self._targets = torch.tensor([[*one, *[_NO_TOKEN] * (width - len(one))] for one in targets])
         self._lengths = torch.tensor([len(one) for one in targets])  # (told,)
         self._cache: Any = None
-        self._seen = torch.zeros(len(rows), 0, dtype=torch.bool)  # (told, tokens) no pads
+        self._read = padded([Text(codes=(), kinds=())] * len(rows), left=True)
         self._said = torch.zeros(len(rows), 0, dtype=torch.long)  # (told, tokens) after the prompt
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Telling":
@@ -74,15 +111,16 @@ class Telling:
         slots = self.slots[places.cpu()]
         own = slots[slots >= 0]
         self.slots = torch.where(slots >= 0, (slots >= 0).cumsum(0) - 1, slots)
-        for name in ("_targets", "_lengths", "_seen", "_said"):
+        for name in ("_targets", "_lengths", "_said"):
             setattr(self, name, getattr(self, name)[own])
+        self._read = self._read.each(lambda one: one[own])
         if self._cache is not None and len(own):
             self._cache.batch_select_indices(own.to(self._model.marks.device))
 
     def crop(self, tokens: int) -> None:
         """Forget the last ``tokens`` tokens."""
         self._said = self._said[:, : max(self._said.shape[1] - tokens, 0)]
-        self._seen = self._seen[:, : self._seen.shape[1] - tokens]
+        self._read = self._read.each(lambda one: one[:, : one.shape[1] - tokens])
         if self._cache is not None:
             self._cache.crop(-tokens)
 
@@ -107,7 +145,7 @@ class Telling:
         text = padded(texts, left=True)
         self._cache = DynamicCache() if keeps else None
         hidden = self._model(base, text, self._cache)
-        self._seen = text.mask
+        self._read = text
         self._said = ids[:, passage.prompt :]
         # A token's place counted from the end of its row: pads stand on the left there.
         behind = real.sum(1, keepdim=True) - real.cumsum(1)  # (told, tokens)
@@ -127,10 +165,10 @@ class Telling:
         rows = self.rows
         ids = passage.ids[rows.to(passage.ids.device)].cpu()
         real = passage.real.cpu()[rows]
-        self._seen = torch.cat([self._seen, real], dim=1)
         self._said = torch.cat([self._said, ids], dim=1)
         text = Padded(codes=ids, kinds=torch.zeros_like(ids), mask=real)
-        hidden = self._model(base, text, self._cache, self._seen)
+        self._read = self._read.then(text)
+        hidden = self._model(base, text, self._cache, self._read)
         columns = passage.columns.cpu()
         place = columns.expand(len(rows), -1)
         return self._told(base, passage, hidden, place, real[:, columns], hands_back=hands_back)

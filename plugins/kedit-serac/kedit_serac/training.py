@@ -19,18 +19,20 @@ from kedit_core.config import as_mapping
 from kedit_core.errors import KeditError
 from kedit_core.progress import Progress
 from kedit_core.untouched import at_rest
-from kedit_memory.disjoint import check_disjoint
+from kedit_memory.disjoint import check_disjoint, normal
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_memory.scope_training import untrained
+from kedit_serac.bridged import Bridged, Language
 from kedit_serac.checkpoints import BEST, LAST, Checkpoint, made_for, read, write
-from kedit_serac.counterfactual import new_counterfactual, shape_for
+from kedit_serac.counterfactual import Counterfactual, new_counterfactual, shape_for
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.rows import stop_of
 from kedit_serac.scoping import Scoping, source_of
 from kedit_serac.shards import Prepared, Source, prepared
+from kedit_serac.teams import ALONE, Team
 from kedit_serac.where import Where
 
 LOG = "log.jsonl"
@@ -54,6 +56,8 @@ class Training:
         *,
         earlier: Sequence[Source] = (),
         judged: Sequence[EditRequest] = (),
+        language: Bridged | None = None,
+        team: Team = ALONE,
         progress: Progress | None = None,
         say: Say | None = None,
     ) -> None:
@@ -66,25 +70,37 @@ class Training:
             shards: to learn, in order.
             earlier: shards that ``plan.start`` learned, to replay.
             judged: requests that will be edited and judged later.
+            language: counterfactual model to begin with, where it has a vocabulary of its own; None takes
+                that of ``plan.start`` or makes one that shares the base's.
+            team: processes that train together; the first one trains the scope, judges, and alone writes.
+                All must see the plan's folders.
             progress: hears how far it is.
             say: hears the scores of each validation.
 
         Raises:
             RequestError: a fact to train on is to be judged too, or facts are too few.
+            KeditError: prompts are to be rendered through a chat template that ``language`` does not have.
         """
         for source in (*earlier, *shards):
             check_disjoint(source.requests, judged)
         self.folder = Path(plan.out)
         self._model, self._tokenizer, self._plan = model, tokenizer, plan
         self._progress, self._say = progress or Progress(), say or (lambda _: None)
-        self._weights = Weights(model)
+        self._team, self._weights = team, Weights(model)
         read_by = source_of(self._weights.layout, plan.scope)
         self._scoping = Scoping(
             model=model, tokenizer=tokenizer, plan=plan, source=read_by, progress=self._progress
         )
-        self._earlier = [prepared(source, tokenizer, plan) for source in earlier]
-        self._shards = [prepared(source, tokenizer, plan) for source in shards]
-        self._stop = stop_of(tokenizer)
+        self._language = language or _language_in(plan)
+        if self._language is not None and plan.chat:
+            raise KeditError(
+                "a counterfactual model with its own vocabulary reads no chat template"
+            )
+        reader = tokenizer if self._language is None else self._language.tokenizer
+        edited = {normal(text) for one in judged for text in (one.prompt, *one.paraphrases)}
+        self._earlier = [prepared(source, reader, plan, edited) for source in earlier]
+        self._shards = [prepared(source, reader, plan, edited) for source in shards]
+        self._stop = stop_of(reader)
         self._made_for = made_for(self._weights, tokenizer)
         self._began = perf_counter()
 
@@ -137,13 +153,17 @@ class Training:
                     f"{self._plan.start} was trained on other states of prompts; say the same scope.encoder "
                     "and scope.pooling, or begin without start"
                 )
+            if isinstance(found.shape, Language) != (self._language is not None):
+                raise KeditError(f"{self._plan.start} holds another kind of counterfactual model")
             return evolve(found, state={}, about={}, made_for=self._made_for)
-        shape = shape_for(self._model, settings.blocks, settings.heads)
-        model = new_counterfactual(shape, self._plan.seed)
+        model: Counterfactual | Bridged | None = self._language
+        if model is None:
+            shape = shape_for(self._model, settings.blocks, settings.heads)
+            model = new_counterfactual(shape, self._plan.seed)
         return Checkpoint(
             classifier=untrained(self._scoping.source),
-            shape=shape,
-            weights=model.state_dict(),
+            shape=model.shape,
+            weights=_copied(model.state_dict()),
             made_for=self._made_for,
             chat=self._plan.chat,
         )
@@ -154,7 +174,7 @@ class Training:
         known = [*self._earlier, *self._shards[: where.shard]]
         scope: Mapping[str, float] = start.about.get("scope", {})
         checkpoint = start
-        if not resumed:
+        if self._team.first and not resumed:
             classifier, found = self._scoping.learned([*known, own], start.classifier)
             scope = {
                 "scope/auc_val": min(found.auc.values(), default=0.0),
@@ -163,9 +183,11 @@ class Training:
             }
             checkpoint = evolve(start, classifier=classifier)
         model = checkpoint.counterfactual()
-        lessons = Lessons(self._model, model, plan.counterfactual, self._stop, plan.seed)
+        about_steps = (plan.counterfactual, self._stop, plan.seed, self._team)
+        lessons = Lessons(self._model, model, *about_steps)
         lessons.go_on(dict(start.state) if resumed else {})
-        exams = self._exams([*known, own], checkpoint.classifier)
+        first = self._team.first
+        exams = self._exams([*known, own], checkpoint.classifier) if first else {}
         shard = Shard(
             own=own.asked[0],
             earlier=[one for part in known for one in part.asked[0]],
@@ -174,6 +196,8 @@ class Training:
         about = {"plan": self._named(), "shards": self._names(where), "scope": dict(scope)}
         checkpoint = evolve(checkpoint, about=about)
         for now, scores in self._steps(lessons, shard, exams, where):
+            if not first:
+                continue
             self._log({"step": now.step, "shard": own.name, **scores, **scope}, now)
             checkpoint = evolve(checkpoint, weights=_copied(model.state_dict()))
             if now.stale == 0:
@@ -182,6 +206,7 @@ class Training:
                     self.folder / BEST,
                 )
             self._keep(checkpoint, lessons, now)
+        self._team.told(0.0)  # the first one has written
         return read(self.folder / BEST)
 
     def _steps(
@@ -202,17 +227,23 @@ class Training:
                 scores: dict[str, float] = {"lr": settings.lr * lessons.rate(now.step - 1)}
                 for suffix, exam in exams.items():
                     scores |= judged(self._model, lessons.model, exam, self._stop, suffix)
-                better = scores[_METRIC] < now.best
+                found = self._team.told(scores.get(_METRIC, 0.0))
+                better = found < now.best
                 now = evolve(
                     now,
-                    best=min(now.best, scores[_METRIC]),
+                    best=min(now.best, found),
                     stale=0 if better else now.stale + 1,
                 )
                 now = evolve(now, ended=last or now.stale >= settings.patience)
                 yield now, scores
 
     def _exams(self, parts: Sequence[Prepared], classifier: ScopeClassifier) -> dict[str, Exam]:
-        exams = {}
+        exams, language = {}, self._language
+        about: dict[str, Any] = {
+            "vocabulary": int(self._model.get_output_embeddings().weight.shape[0])
+        }
+        if language is not None:
+            about = {"vocabulary": language.vocabulary(None), "reader": language.tokenizer}
         for place, suffix in enumerate(("train", "val")):
             facts = Facts(facts=tuple(one for part in parts for one in part.facts[place].facts))
             asked = [one for part in parts for one in part.asked[place]]
@@ -224,8 +255,8 @@ class Training:
                 classifier,
                 most=_EXAM,
                 chat=self._plan.chat,
-                vocabulary=int(self._model.get_output_embeddings().weight.shape[0]),
                 seed=self._plan.seed,
+                **about,
             )
         return exams
 
@@ -243,6 +274,14 @@ class Training:
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self._say(line)
+
+
+def _language_in(plan: TrainingPlan) -> Bridged | None:
+    """Return the counterfactual model that training goes on with, if its vocabulary is its own."""
+    if plan.start is None:
+        return None
+    found = read(Path(plan.start)).counterfactual()
+    return found if isinstance(found, Bridged) else None
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

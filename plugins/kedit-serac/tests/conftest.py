@@ -24,6 +24,7 @@ from kedit_memory import (
     scope_facts,
     scope_training,
 )
+from kedit_serac import checkpoints as files
 from kedit_serac import counterfactual, lessons, rows, scoping
 from kedit_serac.checkpoints import BEST
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
@@ -37,7 +38,7 @@ JUDGED = 3
 MADE_BY = (
     *(pooling, readers, lexicons, garbling),
     *(scope, scope_examples, scope_facts, scope_training, scope_calibration),
-    *(counterfactual, lessons, rows, scoping),
+    *(counterfactual, files, lessons, rows, scoping),
 )
 """What decides a trained checkpoint: when one of these modules changes, it is trained anew."""
 
