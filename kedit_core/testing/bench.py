@@ -154,6 +154,12 @@ class Bench:
             editor=editor, delta=delta, request=request, before=before, names_before=names
         )
 
+    @cached_property
+    def several(self) -> tuple[Editor, Delta]:
+        """Return an editor with eight edits in force and the last delta, for checks that only look."""
+        editor = self.editor()
+        return editor, editor.edit(self.requests[:8])
+
     @property
     def config(self) -> Any:
         """Return the method's settings."""

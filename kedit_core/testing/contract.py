@@ -11,6 +11,7 @@ from kedit_core.plugins import Plugins
 from kedit_core.testing.applying_checks import ApplyingChecks
 from kedit_core.testing.bench import Bench, Candidate
 from kedit_core.testing.computing_checks import ComputingChecks
+from kedit_core.testing.memory_checks import MemoryChecks
 from kedit_core.testing.plugin_checks import PluginChecks
 from kedit_core.testing.repeating_checks import RepeatingChecks
 from kedit_core.testing.scope_checks import ScopeChecks
@@ -22,7 +23,13 @@ _BENCHES = pytest.StashKey[dict[str, Bench]]()
 
 
 class MethodContract(
-    ScopeChecks, SequenceChecks, ApplyingChecks, RepeatingChecks, ComputingChecks, PluginChecks
+    MemoryChecks,
+    ScopeChecks,
+    SequenceChecks,
+    ApplyingChecks,
+    RepeatingChecks,
+    ComputingChecks,
+    PluginChecks,
 ):
     """All checks of a method, on a model of Conv1D modules and on one of Linear modules.
 

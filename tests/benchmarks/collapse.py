@@ -2,7 +2,8 @@
 
 ``python tests/benchmarks/collapse.py FILE.jsonl [--model atlas:llama] [--edits 300] [--only NAME]...`` makes
 the runs of ``RUNS`` that the file does not hold yet and appends one line for each judgement, so that it can
-be stopped and called again. ``python tests/benchmarks/collapse.py FILE.jsonl --plot FILE.svg`` draws them.
+be stopped and called again. ``python tests/benchmarks/collapse.py FILE.jsonl --plot FILE.svg`` draws them;
+with ``--only NAME`` it draws what becomes of that one run on every model that the file holds.
 
 A line says after how many edits, in percent by exact match: how many of all edits so far the model still
 says (reliability), on paraphrases too (generalization), which near neighbours and unrelated kept facts it
@@ -203,6 +204,36 @@ def draw(axes: Any, name: str, measure: str, found: Sequence[Judged]) -> None:
     )
 
 
+SCORES = {
+    "reliability": ("edits still said", "#0072b2"),
+    "generalization": ("their paraphrases", "#56b4e9"),
+    "near": ("near neighbours as before", "#009e73"),
+    "kept": ("unrelated facts as before", "#d55e00"),
+}
+
+
+def plot_one(found: Sequence[Judged], path: Path) -> None:
+    """Draw all scores of one run, a panel a model."""
+    models = sorted({one.model for one in found})
+    figure = Figure(figsize=(4.5 * len(models), 4), layout="constrained")
+    panels = figure.subplots(1, len(models), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, model in zip(panels, models, strict=True):
+        own = sorted((one for one in found if one.model == model), key=lambda one: one.edits)
+        for measure, (title, colour) in SCORES.items():
+            values = [getattr(one, measure) for one in own]
+            axes.plot([one.edits for one in own], values, label=title, color=colour, marker=".")
+        last = own[-1]
+        axes.set_title(f"{model} (perplexity × {last.perplexity:.2f} at {last.edits})", fontsize=10)
+        axes.set(ylim=(0, 104), xlabel="edits so far")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("%")
+    panels[0].legend(frameon=False, fontsize=8, loc="lower left")
+    figure.suptitle(f"{found[0].run}, one edit after the other")
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=120)
+
+
 def main(
     path: Path,
     model: str = "atlas:llama",
@@ -217,6 +248,8 @@ def main(
     torch.set_num_threads(threads)
     if plot_to is None:
         make(path, model, edits, every, seed, only or [])
+    elif only:
+        plot_one([one for one in read(path) if one.run in only], plot_to)
     else:
         plot([one for one in read(path) if one.model == model], plot_to)
 

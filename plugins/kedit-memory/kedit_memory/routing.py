@@ -89,8 +89,9 @@ class Routing:
         def undo() -> None:
             for handle in handles:
                 handle.remove()
-            if vars(model).get(_GENERATE) is generate:
-                delattr(model, _GENERATE)
+            if generate is not None:
+                generate.end()
+                _unwrap(model)
 
         return Applied(undo)
 
@@ -132,21 +133,15 @@ class Routing:
     def _clear(self, *_: Any) -> None:
         self._now.passage = None
 
-    def _wrap_generate(self) -> Any:
+    def _wrap_generate(self) -> "_Wrapped | None":
         """Put a ``generate`` into the model that says how long its prompts are."""
         model: Any = self._model
         inner = getattr(model, _GENERATE, None)
         if inner is None:
             return None
-
-        def generate(*args: Any, **kwargs: Any) -> Any:
-            read = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
-            read = kwargs.get("inputs_embeds") if read is None else read
-            with self._generating(None if read is None else read.shape[1]):
-                return inner(*args, **kwargs)
-
-        setattr(model, _GENERATE, generate)
-        return generate
+        wrapped = _Wrapped(inner, vars(model).get(_GENERATE), self._generating)
+        setattr(model, _GENERATE, wrapped)
+        return wrapped
 
     @contextmanager
     def _generating(self, prompt: int | None) -> Iterator[None]:
@@ -156,3 +151,39 @@ class Routing:
             yield
         finally:
             self._now.generation = before
+
+
+class _Wrapped:
+    """A ``generate`` that says how long its prompts are, until it is ended.
+
+    Attributes:
+        before: what stood in its place in the model, or None.
+        ended: whether it only passes on what it is asked.
+    """
+
+    def __init__(self, inner: Any, before: Any, generating: Callable[[int | None], Any]) -> None:
+        self._inner, self.before, self._generating, self.ended = inner, before, generating, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.ended:
+            return self._inner(*args, **kwargs)
+        read = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        read = kwargs.get("inputs_embeds") if read is None else read
+        with self._generating(None if read is None else read.shape[1]):
+            return self._inner(*args, **kwargs)
+
+    def end(self) -> None:
+        """Say nothing any more; others may have wrapped this one, which must still be passed through."""
+        self.ended = True
+
+
+def _unwrap(model: Any) -> None:
+    """Take what has ended out of a model, from the outermost on."""
+    while True:
+        found = vars(model).get(_GENERATE)
+        if not (isinstance(found, _Wrapped) and found.ended):
+            return
+        if found.before is None:
+            delattr(model, _GENERATE)
+        else:
+            setattr(model, _GENERATE, found.before)

@@ -41,7 +41,8 @@ def calibrated(
     The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
     the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
     others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
-    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m.
+    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m. Of other questions about a
+    subject those count that subjects of its kind have, where any such are known.
 
     Args:
         classifier: trained.
@@ -52,8 +53,10 @@ def calibrated(
     """
     memory = torch.cat([_edits(classifier, one) for one in (examples, crowd)])
     inside, right = _wordings(classifier, examples, memory)
+    known = examples.known if examples.known.any() else ~examples.known
     outside = {
-        kind: _nearest(classifier, examples, kind, memory) for kind in ("neighbours", "others")
+        "neighbours": _nearest(classifier, examples.neighbours, examples, memory),
+        "others": _nearest(classifier, examples.others[known], examples, memory),
     }
     wanted = {"neighbours": rejects, "others": rejects_same_subject}
     edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
@@ -112,23 +115,27 @@ def _wordings(
     return best, place == own
 
 
-def _nearest(classifier: ScopeClassifier, examples: Examples, kind: str, memory: Tensor) -> Tensor:
-    table: Tensor = getattr(examples, kind)
+def _nearest(
+    classifier: ScopeClassifier, table: Tensor, examples: Examples, memory: Tensor
+) -> Tensor:
     return top_one(classifier.embed(examples.states[table[table >= 0]]), memory)[0]
 
 
 def _strangers(classifier: ScopeClassifier, examples: Examples) -> Tensor:
-    """Return how near neighbours come to the edits of these facts, and wordings to those of other facts."""
+    """Return how near neighbours come to the edits of these facts, and wordings to those of other subjects.
+
+    What else is asked about a subject is a question of its own (``others``).
+    """
     memory = _edits(classifier, examples)
     if len(memory) < 2:
         return torch.empty(0)
-    near = _nearest(classifier, examples, "neighbours", memory)
-    table = examples.wordings
-    found = [near]
-    for own in range(len(table)):
-        queries = classifier.embed(examples.states[table[own][table[own] >= 0]])
-        others = torch.cat([memory[:own], memory[own + 1 :]])
-        found.append(top_one(queries, others)[0])
+    found = [_nearest(classifier, examples.neighbours, examples, memory)]
+    for own, subject in enumerate(examples.subjects):
+        strange = torch.tensor([one != subject for one in examples.subjects])
+        table = examples.wordings[own]
+        if strange.any():
+            queries = classifier.embed(examples.states[table[table >= 0]])
+            found.append(top_one(queries, memory[strange])[0])
     return torch.cat(found)
 
 

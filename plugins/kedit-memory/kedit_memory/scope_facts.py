@@ -69,17 +69,29 @@ class Facts:
         return tuple(word for one in every for word in one.split() if SUBJECT not in word)
 
     @cached_property
-    def _akin(self) -> Mapping[str, tuple[str, ...]]:
-        """Return, per relation, those that the same subjects have, or else all others."""
+    def _sharing(self) -> Mapping[str, frozenset[str]]:
+        """Return, per relation, the others that some of its subjects have too."""
         of_subject: defaultdict[str, set[str]] = defaultdict(set)
         for fact in self.facts:
             of_subject[fact.subject].add(fact.relation)
-        found: dict[str, tuple[str, ...]] = {}
-        for name in self.templates:
-            shared = {other for own in of_subject.values() if name in own for other in own}
-            others = sorted(shared - {name}) or [one for one in self.templates if one != name]
-            found[name] = tuple(others)
-        return found
+        return {
+            name: frozenset(other for own in of_subject.values() if name in own for other in own)
+            - {name}
+            for name in self.templates
+        }
+
+    def asked_more(self, fact: Fact) -> bool:
+        """Tell whether other questions about subjects of its kind are known: some of them have other facts.
+
+        Args:
+            fact: whose subject it is.
+        """
+        return bool(self._sharing[fact.relation])
+
+    def _akin(self, relation: str) -> tuple[str, ...]:
+        """Return relations that the same subjects have, or else all others."""
+        shared = self._sharing[relation]
+        return tuple(sorted(shared)) or tuple(one for one in self.templates if one != relation)
 
     def wordings(self, fact: Fact, most: int, seed: int) -> tuple[str, ...]:
         """Return prompts that ask for the same fact, its own first, seeded.
@@ -103,7 +115,7 @@ class Facts:
             seed: of the choice.
         """
         chance = Random(f"other {seed} {fact.request.id}")
-        akin = list(self._akin[fact.relation])
+        akin = list(self._akin(fact.relation))
         chance.shuffle(akin)
         # Relations in turn, so that few questions ask of many.
         found = [chance.choice(self.templates[name]) for name in akin]

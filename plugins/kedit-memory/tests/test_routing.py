@@ -210,6 +210,24 @@ def test_undo_leaves_nothing_behind(model, tokenizer):
     assert not model._forward_hooks_always_called
 
 
+def test_who_ends_first_leaves_the_others_generate_in_place(model, tokenizer):
+    """Two memories, and whoever reads prompts for a moment, wrap ``generate`` one around the other."""
+    first = Toy(model, tokenizer).attach()
+    own = vars(model)["generate"]
+    second, third = (Toy(model, tokenizer).attach() for _ in range(2))
+    third.undo()
+    first.undo()
+    assert "generate" in vars(model)
+    assert vars(model)["generate"] is not own
+    second.undo()
+    assert "generate" not in vars(model)
+    again = Toy(model, tokenizer).attach()
+    Toy(model, tokenizer).attach().undo()
+    said = generated(model, tokenizer, PROMPTS, use_cache=False, do_sample=False)
+    assert said == generated(model, tokenizer, PROMPTS, use_cache=True, do_sample=False)
+    again.undo()
+
+
 def prefilled(model, tokenizer, prompts=PROMPTS[:2]):
     ids, mask = batch(tokenizer, prompts, "left")
     return model(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values

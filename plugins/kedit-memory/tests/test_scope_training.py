@@ -42,6 +42,8 @@ def examples(seed, facts=FACTS):
         others=torch.arange(facts)[:, None] + count,
         neighbours=torch.arange(facts)[:, None] + count + facts,
         named=torch.zeros(facts, 0),
+        subjects=tuple(f"{seed} {n}" for n in range(facts)),
+        known=torch.ones(facts, dtype=torch.bool),
     )
 
 
