@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from kedit_core.progress import Progress
+from kedit_memory.pooling import Sites
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_examples import Examples, examples_of, joined
 from kedit_memory.scope_facts import Facts
@@ -32,23 +33,10 @@ def classified(
     """
     settings, sites = plan.scope, start.sites
     every = {one.request.prompt for part in parts for half in part.facts for one in half.facts}
-
-    def examples(facts: Facts, edited: Collection[str]) -> Examples:
-        return examples_of(
-            model,
-            tokenizer,
-            facts,
-            sites,
-            progress,
-            wordings=settings.wordings,
-            others=settings.others,
-            edited=edited,
-            chat=plan.chat,
-            seed=plan.seed,
-        )
-
-    training = joined([examples(part.facts[0], every) for part in parts])
-    validation = joined([examples(part.facts[1], every) for part in parts])
+    about = (model, tokenizer, plan, sites, every, progress)
+    training, validation = (
+        joined([_examples(part.facts[half], *about) for part in parts]) for half in (0, 1)
+    )
     lesson = Lesson(
         width=settings.width,
         steps=settings.steps,
@@ -70,3 +58,26 @@ def classified(
         "scope/accepted_val": found.accepted,
         **{f"scope/rejected_{kind}_val": one for kind, one in found.rejected.items()},
     }
+
+
+def _examples(
+    facts: Facts,
+    model: Any,
+    tokenizer: Any,
+    plan: TrainingPlan,
+    sites: Sites,
+    edited: Collection[str],
+    progress: Progress,
+) -> Examples:
+    return examples_of(
+        model,
+        tokenizer,
+        facts,
+        sites,
+        progress,
+        wordings=plan.scope.wordings,
+        others=plan.scope.others,
+        edited=edited,
+        chat=plan.chat,
+        seed=plan.seed,
+    )

@@ -77,33 +77,31 @@ def exam_of(
     some = [asked[place] for place in places]
     queries = range(1 + _PARAPHRASES)
     edits = [row_of(one, 0, q, 0) for one in some for q in queries if q < len(one.wordings)]
-    chosen = [facts.facts[place] for place in places]
+    chosen = [facts.facts[place].request for place in places]
     near = [
-        probe
-        for fact in chosen
-        for probe in chance.sample(fact.request.locality, min(len(fact.request.locality), 2))
+        probe for one in chosen for probe in chance.sample(one.locality, min(len(one.locality), 2))
     ]
     probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    prompts = encode(tokenizer, [fact.request.prompt for fact in chosen], chat)
-    states = pooled_states(
-        model,
-        classifier.sites,
-        [*(one.ids for one in prompts), *(one.prompt for one in probes)],
-        alone=False,
-    )
-    found = classifier.embed(states)
-    match = classifier.match(found[len(some) :], found[: len(some)])
+    prompts = encode(tokenizer, [one.prompt for one in chosen], chat)
+    draws = Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance)
     return Exam(
         edits=edits,
-        copies=Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance).rows(
-            some, len(some)
-        ),
+        copies=draws.rows(some, len(some)),
         probes=probes if reader is None else neighbours_of(reader, near, chat),
         known=torch.tensor([one.exact for one in answered]),
-        met=match.edit,
+        met=_met(model, classifier, [one.ids for one in prompts], [one.prompt for one in probes]),
         stored=[row_of(one, 0, 0, 0) for one in some],
     )
+
+
+def _met(
+    model: Any, classifier: ScopeClassifier, edits: Sequence[Ids], probes: Sequence[Ids]
+) -> Tensor:
+    """Return which of the edits each probe meets, (probes,)."""
+    states = pooled_states(model, classifier.sites, [*edits, *probes], alone=False)
+    found = classifier.embed(states)
+    return classifier.match(found[len(edits) :], found[: len(edits)]).edit
 
 
 @torch.no_grad()
