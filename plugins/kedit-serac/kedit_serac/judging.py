@@ -9,6 +9,7 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from kedit_core.requests import EditRequest
 from kedit_core.scoring import score_answers
 from kedit_core.tokens import Ids, encode
 from kedit_memory.kept import OUTSIDE
@@ -77,31 +78,37 @@ def exam_of(
     some = [asked[place] for place in places]
     queries = range(1 + _PARAPHRASES)
     edits = [row_of(one, 0, q, 0) for one in some for q in queries if q < len(one.wordings)]
-    chosen = [facts.facts[place] for place in places]
+    chosen = [facts.facts[place].request for place in places]
     near = [
-        probe
-        for fact in chosen
-        for probe in chance.sample(fact.request.locality, min(len(fact.request.locality), 2))
+        probe for one in chosen for probe in chance.sample(one.locality, min(len(one.locality), 2))
     ]
     probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    prompts = encode(tokenizer, [fact.request.prompt for fact in chosen], chat)
+    prompts = encode(tokenizer, [one.prompt for one in chosen], chat)
     asks = [*(one.ids for one in prompts), *(one.prompt for one in probes)]
-    found = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
-    states = found.states(asks, alone=False)
-    named = classifier.named([fact.request for fact in chosen])
-    memory = classifier.embed_edits(states[: len(some)], named)
-    match = classifier.match(classifier.embed(states[len(some) :]), memory)
+    draws = Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance)
     return Exam(
         edits=edits,
-        copies=Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance).rows(
-            some, len(some)
-        ),
+        copies=draws.rows(some, len(some)),
         probes=probes if reader is None else neighbours_of(reader, near, chat),
         known=torch.tensor([one.exact for one in answered]),
-        met=match.edit,
+        met=_met(model, tokenizer, classifier, chosen, asks),
         stored=[row_of(one, 0, 0, 0) for one in some],
     )
+
+
+def _met(
+    model: Any,
+    tokenizer: Any,
+    classifier: ScopeClassifier,
+    edits: Sequence[EditRequest],
+    asked: Sequence[Ids],
+) -> Tensor:
+    """Return which of the edits is met by each probe, (probes,); asked are the edits' prompts, then the probes."""
+    reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
+    states = reader.states(asked, alone=False)
+    memory = classifier.embed_edits(states[: len(edits)], classifier.named(edits))
+    return classifier.match(classifier.embed(states[len(edits) :]), memory).edit
 
 
 @torch.no_grad()

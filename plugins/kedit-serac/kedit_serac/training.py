@@ -91,11 +91,7 @@ class Training:
         self._scoping = Scoping(
             model=model, tokenizer=tokenizer, plan=plan, source=read_by, progress=self._progress
         )
-        self._language = language or _language_in(plan)
-        if self._language is not None and plan.chat:
-            raise KeditError(
-                "a counterfactual model with its own vocabulary reads no chat template"
-            )
+        self._language = _language_in(plan, language)
         reader = tokenizer if self._language is None else self._language.tokenizer
         edited = {normal(text) for one in judged for text in (one.prompt, *one.paraphrases)}
         self._earlier = [prepared(source, reader, plan, edited) for source in earlier]
@@ -276,12 +272,16 @@ class Training:
         self._say(line)
 
 
-def _language_in(plan: TrainingPlan) -> Bridged | None:
-    """Return the counterfactual model that training goes on with, if its vocabulary is its own."""
-    if plan.start is None:
+def _language_in(plan: TrainingPlan, given: Bridged | None) -> Bridged | None:
+    """Return the counterfactual model that training begins with, if its vocabulary is its own."""
+    found: Counterfactual | Bridged | None = given
+    if found is None and plan.start is not None:
+        found = read(Path(plan.start)).counterfactual()
+    if not isinstance(found, Bridged):
         return None
-    found = read(Path(plan.start)).counterfactual()
-    return found if isinstance(found, Bridged) else None
+    if plan.chat:
+        raise KeditError("a counterfactual model with its own vocabulary reads no chat template")
+    return found
 
 
 def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

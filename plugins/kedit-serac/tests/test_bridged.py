@@ -51,7 +51,9 @@ def training(models, plans, facts):
 
     def make(folder, say=None, language=None, **changes):
         model, tokenizer = trained_model("gpt2", cache_folder=models)
-        made = plans(folder, **{"steps": 60, "lr": 5e-3, "random_targets": 0.0, **changes})
+        made = plans(
+            folder, **{"steps": 60, "lr": 5e-3, "random_targets": 0.0, "locality": 0.3, **changes}
+        )
         return Training(
             model,
             tokenizer,

@@ -35,7 +35,7 @@ def training(tokenizer, plans, learned):
     def make(
         folder, say=None, judged=(), shards=None, earlier=(), start=None, model=None, **changes
     ):
-        made = plans(folder, **{"steps": 6, "validate": 2, "batch": 4, **changes})
+        made = plans(folder, **{"steps": 6, "validate": 2, "batch": 4, "locality": 0.3, **changes})
         scope = ScopeTraining(width=8, steps=5, wordings=3, others=1)
         return Training(
             model or tiny_model("llama", dtype=torch.float32),
