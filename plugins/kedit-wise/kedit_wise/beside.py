@@ -10,9 +10,11 @@ from kedit_core import Applied, Delta, Scope, encode
 from kedit_core.errors import DeltaError
 from kedit_core.outputs import first_tensor, replace_first
 from kedit_locate.capture import inputs_of
+from kedit_memory.passages import Passage
+from kedit_memory.pooling import pooled_ahead, pooled_states
 from kedit_memory.routing import Routing
 from kedit_wise.kernels import side_projection
-from kedit_wise.routes import Prompts, Router, named
+from kedit_wise.routes import Found, Prompts, Router, ScopedRouter, named
 from kedit_wise.shards import SideMatrix, side_matrix_of
 
 
@@ -22,7 +24,8 @@ class Beside:
     def __init__(self, model: nn.Module, delta: Delta) -> None:
         """Build what ``delta`` says beside its projection."""
         memory = side_matrix_of(delta)
-        self._module, self._routing = _module_of(model, memory, delta), Routing(model)
+        self._model, self._routing = model, Routing(model)
+        self._module = _module_of(model, memory, delta)
         self._router = _router(memory, self._module)
 
     def attach(self) -> Applied:
@@ -38,9 +41,8 @@ class Beside:
         # Some families flatten rows and tokens before the MLP.
         inputs = args[0].reshape(rows * tokens, -1)
         if passage.reads_a_prompt:
-            real = passage.prompts.to(inputs.device)
-            read = inputs.detach().reshape(rows, tokens, -1)
-            passage.settle(self._router.find(Prompts(inputs=read, real=real)).shard)
+            found = self._found(passage, inputs.detach().reshape(rows, tokens, -1))
+            passage.settle(found.shard, found.probability)
         kept = passage.kept
         if kept is None or not kept.inside:
             return None
@@ -49,6 +51,12 @@ class Beside:
             inputs, self._router.updates, shard, main.reshape(rows * tokens, -1)
         )
         return replace_first(output, moved.reshape(main.shape))
+
+    def _found(self, passage: Passage, inputs: Tensor) -> Found:
+        """Return where the prompts of a pass go, of which the projection reads ``inputs``."""
+        if isinstance(self._router, ScopedRouter):
+            return self._router.find(pooled_ahead(self._model, self._router.sites, passage))
+        return self._router.find(Prompts(inputs=inputs, real=passage.prompts.to(inputs.device)))
 
 
 @torch.no_grad()
@@ -60,10 +68,14 @@ def scope(model: Any, tokenizer: Any, delta: Delta, prompts: Sequence[str]) -> S
     requests: list[str | None] = []
     for one in encode(tokenizer, prompts, delta.provenance.chat):
         # Alone, so that a prompt gets the same answer whatever else is asked.
-        ids = torch.tensor([one.ids], device=model.device)
-        mask = torch.ones_like(ids)
-        inputs = inputs_of(model, [memory.at], ids, mask)[memory.at]
-        found = router.find(Prompts(inputs=inputs, real=mask.bool()))
+        if isinstance(router, ScopedRouter):
+            pooled = pooled_states(model, router.sites, [one.ids], alone=True)
+            found = router.find(pooled)
+        else:
+            ids = torch.tensor([one.ids], device=model.device)
+            mask = torch.ones_like(ids)
+            inputs = inputs_of(model, [memory.at], ids, mask)[memory.at]
+            found = router.find(Prompts(inputs=inputs, real=mask.bool()))
         probability.append(float(found.probability[0]))
         requests += named(memory, found)
     return Scope(probability=torch.tensor(probability), requests=requests)
@@ -78,5 +90,8 @@ def _module_of(model: nn.Module, memory: SideMatrix, delta: Delta) -> Any:
         ) from None
 
 
-def _router(memory: SideMatrix, module: Any) -> Router:
-    return Router(memory, module.weight.device, module.weight.dtype)
+def _router(memory: SideMatrix, module: Any) -> Router | ScopedRouter:
+    where = (module.weight.device, module.weight.dtype)
+    if memory.scoped is None:
+        return Router(memory, *where)
+    return ScopedRouter(memory, memory.scoped, *where)

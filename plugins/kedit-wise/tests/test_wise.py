@@ -17,6 +17,7 @@ TOKENS = 6
 CONFIG = {
     "closed_form": {"penalty": 30.0, "statistics": {"tokens": 2048}},
     "context": {"count": 3},
+    "routes": {"count": 128},
 }
 WAYS = {
     "greedy": {"do_sample": False},
@@ -234,7 +235,7 @@ def _in(editor, delta):
 
 def test_memories_that_are_read_differently_are_not_merged(new_editor, edited):
     one = new_editor().edit(edited[0])
-    other = new_editor(routes={"measure": "max"}).edit(edited[1])
+    other = new_editor(routes={"measure": "max", "count": 128}).edit(edited[1])
     with pytest.raises(DeltaError, match="cannot be merged"):
         merge([one, other])
 
