@@ -1,13 +1,14 @@
 """What WISE does on an atlas model, with kedit's settings or the published ones.
 
-``python tests/benchmarks/wise_on_atlas.py MODEL [--edits 100] [--batch all] [--every N] [--published]
-[--set key=value]... [--seed S] [--json]``
+``python tests/benchmarks/wise_on_atlas.py MODEL [--edits 100] [--first N] [--batch all] [--every N]
+[--published] [--set key=value]... [--seed S] [--json]``
 
 Scores are in percent: edits and paraphrases by exact match; near neighbours (same relation, same old answer)
 and unrelated kept facts by exact match, of those that the unedited model knows; general sentences, about kept
 facts, that are left to the main weights, bit for bit, first those that name no edited subject, then all. Then
 how many prompts of each kind go to the side memory, how many meet their own edit, and seconds. ``--every N``
-also judges all edits so far after every N of them, and prints how each N fare at each judgement.
+also judges all edits so far after every N of them, and prints how each N fare at each judgement; ``--first N``
+makes no more than the first N of the edits that were drawn.
 ``--published`` trains each edit by itself, as the original does (``PUBLISHED``). Exits 1 when a bar is missed.
 """
 
@@ -154,6 +155,7 @@ def missed(model: str, edits: int, found: Judged) -> list[str]:
 def main(
     model: str,
     edits: int = 100,
+    first: int | None = None,
     batch: str = "all",
     every: int | None = None,
     published: bool = False,
@@ -165,7 +167,7 @@ def main(
     torch.set_num_threads(1)
     wanted = merged(PUBLISHED if published else {}, parse_settings(settings or []))
     bench = Bench(model, wanted, BarProgress())
-    facts = bench.facts(edits, seed)
+    facts = bench.facts(edits, seed)[:first]
     size = len(facts) if batch == "all" else int(batch)
     found = bench.judged(facts, 1 if published and batch == "all" else size, every)
     complaints = [] if published else missed(model, len(facts), found)

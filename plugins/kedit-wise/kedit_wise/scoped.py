@@ -23,8 +23,8 @@ from kedit_wise.config import Routes
 
 def _of_its_own(classifier: ScopeClassifier) -> ScopeClassifier:
     """Return the same with tensors of their own: products of those that lie in a file round otherwise."""
-    own = {"projection": classifier.projection.clone(), "offset": classifier.offset.clone()}
-    return evolve(classifier, **own)
+    projection, offset = classifier.projection.clone(), classifier.offset.clone()
+    return evolve(classifier, projection=projection, offset=offset)
 
 
 @frozen(kw_only=True)
