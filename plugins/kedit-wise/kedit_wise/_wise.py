@@ -136,7 +136,7 @@ def _with_directions(
     weights: Weights,
 ) -> SideMatrix:
     """Return the memory with what its classifier knows the edits of the batch by."""
-    scoped = memory.scoped or begun(routes, weights, tokenizer, chat=batch.chat)
+    scoped = memory.scoped or begun(routes, weights, tokenizer)
     about = (scoped.classifier, batch.requests)
     found = directions_of(model, tokenizer, *about, chat=batch.chat)
     return evolve(memory, scoped=scoped.plus(found))

@@ -127,7 +127,8 @@ class Routes:
         router: ``activations`` goes by what the side weights would change at its tokens; ``scope`` by a
             trained scope classifier, which knows edits by their prompts.
         checkpoint: with ``scope``: where that classifier is, a folder that ``kedit serac train`` filled for
-            this model, a file that holds it, or a folder of such folders. A memory keeps its own.
+            this model, a file that holds it, or a folder of such folders. A memory keeps its own. Best
+            trained on prompts that are rendered as those of the edits, with a chat template or without.
         measure: ``match`` is the share of an edit's own move that a token makes, of the edit and the token
             with most; ``max`` the distance between main and side output at the token where they differ
             most; ``mean`` that of all tokens, as the original.

@@ -44,17 +44,16 @@ class Scoped:
         return evolve(self, directions=torch.cat([self.directions, directions]))
 
 
-def begun(routes: Routes, weights: Weights, tokenizer: Any, *, chat: bool) -> Scoped:
+def begun(routes: Routes, weights: Weights, tokenizer: Any) -> Scoped:
     """Return the classifier that the settings name, with no edit yet.
 
     Args:
         routes: they name where it is.
         weights: of the model.
         tokenizer: the model's.
-        chat: prompts are rendered through the chat template.
 
     Raises:
-        KeditError: there is none for this model, or it was trained on prompts rendered otherwise.
+        KeditError: there is none for this model, or it reads something else than the model's states.
     """
     if routes.checkpoint is None:
         raise KeditError(
@@ -62,12 +61,6 @@ def begun(routes: Routes, weights: Weights, tokenizer: Any, *, chat: bool) -> Sc
             "--set routes.checkpoint=FOLDER (kedit serac train PLAN.toml fills one)"
         )
     found = scope_for(Path(routes.checkpoint), made_for(weights, tokenizer))
-    if found.chat != chat:
-        how = "with" if found.chat else "without"
-        raise KeditError(
-            f"the scope classifier in {routes.checkpoint} was trained {how} chat template; make these "
-            f"edits {how} it, or train another one"
-        )
     if not found.classifier.sites.means:
         raise KeditError(
             f"the scope classifier in {routes.checkpoint} does not read the model's own states, which is what "

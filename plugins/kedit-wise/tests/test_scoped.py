@@ -9,8 +9,6 @@ from kedit_core.testing import trained_model
 from kedit_core.testing.facts import RELATIONS, edit_of, facts
 from kedit_core.testing.training import FAMILIES
 from kedit_core.tokens import encode
-from kedit_wise.config import Routes
-from kedit_wise.scoped import begun
 from kedit_wise.shards import side_matrix_of
 
 TOKENS = 5
@@ -136,13 +134,3 @@ def test_a_saved_memory_needs_no_checkpoint_and_takes_more_edits(new_editor, edi
 def test_without_a_classifier_it_says_where_one_comes_from(new_editor, edited):
     with pytest.raises(KeditError, match="kedit serac train"):
         new_editor(checkpoint=None).edit(edited[0])
-
-
-def test_a_classifier_of_prompts_rendered_otherwise_is_refused(editor, classifiers):
-    with pytest.raises(KeditError, match="without chat template"):
-        begun(
-            Routes(router="scope", checkpoint=str(classifiers)),
-            editor.weights,
-            editor.tokenizer,
-            chat=True,
-        )
