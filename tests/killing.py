@@ -115,7 +115,12 @@ def main(plan: Path, folder: Path, options: Mapping[str, str], *, resume: bool) 
 
     torch.set_num_threads(1)
     if "phase" in options:
-        for name in ("kedit_core.runs", "kedit_memit._memit", "kedit_rome._rome"):
+        for name in (
+            "kedit_core.runs",
+            "kedit_memit._memit",
+            "kedit_rome._rome",
+            "kedit_wise._wise",
+        ):
             import_module(name)
         _plant(options["phase"], int(options["call"]), options["when"])
     if "size" in options:

@@ -140,7 +140,7 @@ class Bench:
             for name, prompts in kinds.items():
                 best = found[name]
                 best["alone"] = max(best["alone"], self._speed(prompts, tokens))
-                with Beside(self._solver.model, delta).attach():
+                with Beside(self._solver.model, self._solver.tokenizer, delta).attach():
                     best["memory"] = max(best["memory"], self._speed(prompts, tokens))
         return {name: {**one, "share": one["memory"] / one["alone"]} for name, one in found.items()}
 

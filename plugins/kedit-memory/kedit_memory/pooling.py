@@ -99,7 +99,7 @@ def pooled_states(model: Any, sites: Sites, prompts: Sequence[Ids], *, alone: bo
     The forward ends where the last of them is read.
 
     Args:
-        model: in ``eval`` mode; memories in it change nothing of what is read here.
+        model: in ``eval`` mode; memories in it stand aside.
         sites: whose inputs are pooled.
         prompts: token ids.
         alone: read each by itself: what comes back is then the same bits whatever else is asked.
@@ -117,6 +117,32 @@ def pooled_states(model: Any, sites: Sites, prompts: Sequence[Ids], *, alone: bo
     return torch.stack([found[ids] for ids in prompts]) if prompts else torch.empty(0, 0)
 
 
+@torch.no_grad()
+def pooled_ahead(model: Any, sites: Sites, passage: Passage) -> Tensor:
+    """Return the pooled states of the prompts of a pass in its midst, (rows, sites · hidden) float32.
+
+    The model reads the prompts once more, up to the last site and without any memory, so that a module
+    below the sites can decide on them. The pass then goes on as if nothing had been read.
+
+    Args:
+        model: that runs the pass.
+        sites: whose inputs are pooled.
+        passage: it reads prompts now.
+
+    Raises:
+        ModelError: the model was called with embeddings.
+    """
+    ids = passage.ids[:, : passage.prompt]
+    mask = passage.real[:, : passage.prompt].long()
+    positions = passage.given.get("position_ids")
+    more = {}
+    if isinstance(positions, Tensor) and positions.shape[-1] == passage.shape[1]:
+        more["position_ids"] = positions[..., : passage.prompt]
+    with _reading(model, sites) as read:
+        found: Tensor = read(ids, mask, **more)
+    return found
+
+
 @contextmanager
 def _reading(model: Any, sites: Sites) -> Iterator[Any]:
     """Lend a function that returns the pooled states of ids and mask (rows, tokens)."""
@@ -126,16 +152,15 @@ def _reading(model: Any, sites: Sites) -> Iterator[Any]:
     def note(*_: Any) -> None:
         seen[:] = [passage for passage in [routing.passage] if passage is not None]
 
-    def read(ids: Tensor, mask: Tensor) -> Tensor:
+    def read(ids: Tensor, mask: Tensor, **more: Any) -> Tensor:
         try:
-            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model(input_ids=ids, attention_mask=mask, use_cache=False, **more)
         except _Enough:
             return pooled_in(seen[0], sites)
         raise RuntimeError("a block whose input is pooled did not run")
 
     begin = model.get_submodule(sites.means[0]).register_forward_pre_hook(note)
-    hooks = [begin, *watch(model, sites, routing, stop=True)]
-    with routing.attach(hooks):
+    with routing.reading([begin, *watch(model, sites, routing, stop=True)]):
         yield read
 
 

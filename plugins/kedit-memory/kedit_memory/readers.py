@@ -10,7 +10,7 @@ from kedit_core.tokens import Ids
 from kedit_memory.encoders import Encoder, TextEncoder, opened
 from kedit_memory.lexicons import Lexicon
 from kedit_memory.passages import Passage
-from kedit_memory.pooling import Sites, pooled_in, pooled_states, watch
+from kedit_memory.pooling import Sites, pooled_ahead, pooled_in, pooled_states, watch
 from kedit_memory.routing import Routing
 
 
@@ -30,6 +30,9 @@ class Reader(Protocol):
 
     def noted(self, passage: Passage) -> Tensor:
         """Return the states of the prompts of a pass, (rows, features) float32."""
+
+    def ahead(self, passage: Passage) -> Tensor:
+        """Return the same in the midst of a pass, for memories that must decide before it ends."""
 
 
 class OwnReader:
@@ -51,6 +54,10 @@ class OwnReader:
         """Return pooled states (rows, sites · hidden)."""
         return pooled_in(passage, self._sites)
 
+    def ahead(self, passage: Passage) -> Tensor:
+        """Return pooled states (rows, sites · hidden); the model reads the prompts once more."""
+        return pooled_ahead(self._model, self._sites, passage)
+
 
 class EncoderReader:
     """A text encoder reads the text that the base's token ids stand for."""
@@ -70,6 +77,10 @@ class EncoderReader:
     def noted(self, passage: Passage) -> Tensor:
         """Return the encoder's states of the prompts of a pass, (rows, width)."""
         return self._read(prompts_of(passage), alone=False)
+
+    def ahead(self, passage: Passage) -> Tensor:
+        """Return the encoder's states of the prompts of a pass, (rows, width)."""
+        return self.noted(passage)
 
     def _read(self, prompts: Sequence[Ids], *, alone: bool) -> Tensor:
         texts = texts_of(self._tokenizer, prompts)
@@ -96,6 +107,10 @@ class WordReader:
     def noted(self, passage: Passage) -> Tensor:
         """Return the states of the prompts of a pass and their words, (rows, features + words)."""
         return self._with_words(self._inner.noted(passage), prompts_of(passage))
+
+    def ahead(self, passage: Passage) -> Tensor:
+        """Return the states of the prompts in the midst of a pass and their words."""
+        return self._with_words(self._inner.ahead(passage), prompts_of(passage))
 
     def _with_words(self, states: Tensor, prompts: Sequence[Ids]) -> Tensor:
         said = self._lexicon.said(texts_of(self._tokenizer, prompts))

@@ -3,11 +3,15 @@
 While the KV cache is empty, a forward reads prompts: now a memory decides, row by row. The decision goes
 into the cache of the generation (``kept``), so that the tokens which follow are answered as the prompt was.
 Without a cache the prompt grows from pass to pass; there a wrapped ``generate`` remembers how long it was.
+
+A memory may let the model read a prompt in the midst of a pass, before it decides (``Routing.reading``); all
+memories stand aside then, and the pass goes on as if nothing had been read.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -21,6 +25,8 @@ Answer = Callable[[Passage, Any], Any]
 """Takes a pass and what the model put out; returns what it shall put out instead, or the same."""
 
 _GENERATE = "generate"
+_READER: ContextVar["Routing | None"] = ContextVar("reader", default=None)
+"""Who lets a model read; every other memory stands aside."""
 
 
 class _Generation:
@@ -38,8 +44,11 @@ class _Generation:
 class _Now(threading.local):
     """What runs in this thread: a model may serve several."""
 
-    passage: Passage | None = None
     generation: _Generation | None = None
+
+    def __init__(self) -> None:
+        # The innermost pass last; None for one that a memory stands aside of.
+        self.passages: list[Passage | None] = []
 
 
 class Routing:
@@ -62,8 +71,8 @@ class Routing:
 
     @property
     def passage(self) -> Passage | None:
-        """Return the pass that runs now; None where a module is called on its own."""
-        return self._now.passage
+        """Return the pass that runs now; None where a module is called on its own, or others read."""
+        return self._now.passages[-1] if self._now.passages else None
 
     def attach(self, hooks: Sequence[Any] = (), answer: Answer | None = None) -> Applied:
         """Begin to watch; ``undo()`` of what comes back takes everything out again.
@@ -95,7 +104,32 @@ class Routing:
 
         return Applied(undo)
 
+    @contextmanager
+    def reading(self, hooks: Sequence[Any] = ()) -> Iterator[None]:
+        """Watch the passes inside the block without memories: all others stand aside of them.
+
+        It may be entered in the midst of a pass, to read its prompt before a decision is taken.
+
+        Args:
+            hooks: handles of hooks that note what is read, removed at the end.
+        """
+        handles = [
+            *hooks,
+            self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self._model.register_forward_hook(self._clear, always_call=True),
+        ]
+        before = _READER.set(self)
+        try:
+            yield
+        finally:
+            _READER.reset(before)
+            for handle in handles:
+                handle.remove()
+
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if _READER.get() not in (None, self):
+            self._now.passages.append(None)
+            return None
         given = named(module, args, kwargs)
         cache, generation = given.get("past_key_values"), self._now.generation
         kept = kept_in(cache, self.owner)
@@ -106,13 +140,13 @@ class Routing:
             passage.kept = outside(passage.shape[0])
         elif whole and generation is not None:
             passage.kept = generation.kept_of(passage.shape[0])
-        self._now.passage = passage
+        self._now.passages.append(passage)
         if given.get("return_dict") is False:
             return (), {**given, "return_dict": True}
         return None
 
     def _end(self, output: Any, answer: Answer | None) -> Any:
-        passage = self._now.passage
+        passage = self.passage
         if passage is None:
             return None
         said = output if answer is None else answer(passage, output)
@@ -131,7 +165,8 @@ class Routing:
             self._now.generation.kept = kept
 
     def _clear(self, *_: Any) -> None:
-        self._now.passage = None
+        if self._now.passages:
+            self._now.passages.pop()
 
     def _wrap_generate(self) -> "_Wrapped | None":
         """Put a ``generate`` into the model that says how long its prompts are."""

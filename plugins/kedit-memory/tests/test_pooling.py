@@ -5,7 +5,7 @@ import torch
 
 from kedit_core.layout import layout_of
 from kedit_core.testing import tiny_model
-from kedit_memory.pooling import pooled_in, pooled_states, sites_of, watch
+from kedit_memory.pooling import pooled_ahead, pooled_in, pooled_states, sites_of, watch
 from kedit_memory.routing import Routing
 
 PROMPTS = [(5, 9, 17), (3,), (8, 8, 2, 40, 41), (5, 9, 17)]
@@ -68,3 +68,48 @@ def test_a_forward_pools_what_reading_pools(dtype):
         model(input_ids=torch.tensor(PROMPTS[:1]))
     assert seen[0].dtype == torch.float32
     assert torch.equal(seen[0], read)
+
+
+def test_prompts_are_read_ahead_in_the_midst_of_a_pass(model):
+    sites, routing = sites_of(layout_of(model)), Routing(model)
+    first = model.get_submodule(sites.means[0])
+    seen = []
+
+    def ahead(*_):
+        passage = routing.passage
+        if passage is not None and not seen:
+            seen.append(pooled_ahead(model, sites, passage))
+            assert routing.passage is passage
+
+    ids = torch.tensor([[0, 0, 5, 9, 17], [8, 8, 2, 40, 41]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    with torch.no_grad():
+        before = model(**given).logits
+        with routing.attach([first.register_forward_pre_hook(ahead)]):
+            assert torch.equal(model(**given).logits, before)
+    alone = pooled_states(model, sites, [(5, 9, 17), (8, 8, 2, 40, 41)], alone=True)
+    torch.testing.assert_close(seen[0], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_memories_stand_aside_of_what_is_read(model):
+    sites, memory = sites_of(layout_of(model)), Routing(model)
+    first = model.get_submodule(sites.means[0])
+    passages = []
+
+    def louder(_, __, output):
+        passages.append(memory.passage)
+        return (
+            None
+            if memory.passage is None
+            else torch.utils._pytree.tree_map(lambda x: 2 * x, output)
+        )
+
+    before = pooled_states(model, sites, PROMPTS[:1], alone=True)
+    with memory.attach([first.register_forward_hook(louder)]):
+        assert torch.equal(pooled_states(model, sites, PROMPTS[:1], alone=True), before)
+        assert passages == [None]
+        with torch.no_grad():
+            model(torch.tensor(PROMPTS[:1]))
+        assert passages[1] is not None

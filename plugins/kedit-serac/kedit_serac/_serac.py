@@ -28,9 +28,10 @@ from kedit_memory.passages import Passage
 from kedit_memory.readers import Reader, reader_of
 from kedit_memory.routing import Routing
 from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids
+from kedit_memory.scope_files import made_for
 from kedit_serac.bridged import Bridged, Language
 from kedit_serac.bridging import Bridge
-from kedit_serac.checkpoints import loaded, made_for, read_for, shape_from
+from kedit_serac.checkpoints import loaded, read_for, shape_from
 from kedit_serac.config import SeracConfig
 from kedit_serac.kernels import scope_top1
 from kedit_serac.telling import Told, Voice

@@ -14,19 +14,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kedit_core import Weights
-from kedit_core.digests import tokenizer_fingerprint
 from kedit_core.errors import KeditError
 from kedit_core.files import write_atomically
 from kedit_memory.scope import ScopeClassifier, classifier_from
+from kedit_memory.scope_files import BEST, differs
 from kedit_serac.bridged import Bridged, Language, new_bridged, spelling_in
 from kedit_serac.counterfactual import Counterfactual, Shape, new_counterfactual
 
-BEST, LAST = "best.safetensors", "last.safetensors"
+LAST = "last.safetensors"
 
 _KEY, _FORMAT = "kedit-serac", "2"
 _MODEL, _STATE = "counterfactual.", "training."
-_TOKENIZER = "tokenizer"
 
 
 @frozen(kw_only=True)
@@ -81,11 +79,6 @@ def loaded(shape: Shape | Language, weights: Mapping[str, Tensor]) -> Counterfac
 def shape_from(settings: Mapping[str, Any]) -> Shape | Language:
     """Return the shape of a counterfactual model from its JSON values."""
     return Language(**settings) if "config" in settings else Shape(**settings)
-
-
-def made_for(weights: Weights, tokenizer: Any) -> dict[str, str]:
-    """Return what a base and its tokenizer are known again by; edits of its weights make no other base."""
-    return {**weights.base_digests(""), _TOKENIZER: tokenizer_fingerprint(tokenizer)}
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:
@@ -162,7 +155,7 @@ def read_for(path: Path, base: Mapping[str, str]) -> Checkpoint:
     """
     inside = sorted(path.glob(f"*/{BEST}")) if path.is_dir() and not (path / BEST).exists() else []
     for one in inside:
-        if not _differs(read(one), base):
+        if not differs(read(one).made_for, base):
             return read(one)
     if inside:
         raise KeditError(
@@ -170,23 +163,13 @@ def read_for(path: Path, base: Mapping[str, str]) -> Checkpoint:
             "kedit serac train PLAN.toml"
         )
     found = read(path)
-    differs = _differs(found, base)
-    if differs:
+    other = differs(found.made_for, base)
+    if other:
         raise KeditError(
-            f"checkpoint {path} was trained for another {differs}; train one for this model with "
+            f"checkpoint {path} was trained for another {other}; train one for this model with "
             "kedit serac train PLAN.toml"
         )
     return found
-
-
-def _differs(checkpoint: Checkpoint, base: Mapping[str, str]) -> str:
-    """Return what a checkpoint was trained for another one of, or nothing."""
-    known = checkpoint.made_for
-    # In the dtype of either, which comes first in both.
-    kinds = (next(iter(base)), next(iter(known), ""))
-    if not any(base.get(kind) == known.get(kind, "none") for kind in kinds):
-        return "model"
-    return "" if base[_TOKENIZER] == known.get(_TOKENIZER) else "tokenizer"
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

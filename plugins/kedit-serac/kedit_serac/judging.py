@@ -104,7 +104,7 @@ def _met(
     edits: Sequence[EditRequest],
     asked: Sequence[Ids],
 ) -> Tensor:
-    """Return which of the edits is met by each probe, (probes,); asked are the edits' prompts, then the probes."""
+    """Return which edit each probe meets, (probes,); asked are the prompts of the edits, then the probes."""
     reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
     states = reader.states(asked, alone=False)
     memory = classifier.embed_edits(states[: len(edits)], classifier.named(edits))

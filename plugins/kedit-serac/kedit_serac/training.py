@@ -22,9 +22,10 @@ from kedit_core.untouched import at_rest
 from kedit_memory.disjoint import check_disjoint, normal
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
+from kedit_memory.scope_files import BEST, made_for
 from kedit_memory.scope_training import untrained
 from kedit_serac.bridged import Bridged, Language
-from kedit_serac.checkpoints import BEST, LAST, Checkpoint, made_for, read, write
+from kedit_serac.checkpoints import LAST, Checkpoint, read, write
 from kedit_serac.counterfactual import Counterfactual, new_counterfactual, shape_for
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard

@@ -24,9 +24,9 @@ from kedit_memory import (
     scope_facts,
     scope_training,
 )
+from kedit_memory.scope_files import BEST
 from kedit_serac import checkpoints as files
 from kedit_serac import counterfactual, lessons, rows, scoping
-from kedit_serac.checkpoints import BEST
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.shards import Source

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kedit_core.errors import KeditError
-from kedit_serac.checkpoints import BEST, read
+from kedit_memory.scope_files import BEST
+from kedit_serac.checkpoints import read
 from kedit_serac.counterfactual import new_counterfactual
 from kedit_serac.teams import ALONE, Team, team
 from kedit_serac.training import LOG

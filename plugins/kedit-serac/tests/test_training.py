@@ -10,7 +10,8 @@ from kedit_core import EditRequest
 from kedit_core.errors import ConfigError, KeditError, RequestError
 from kedit_core.testing import byte_level_tokenizer, tiny_model
 from kedit_core.testing.facts import edit_of, facts
-from kedit_serac.checkpoints import BEST, LAST, read
+from kedit_memory.scope_files import BEST
+from kedit_serac.checkpoints import LAST, read
 from kedit_serac.config import ScopeTraining
 from kedit_serac.plans import read_plan
 from kedit_serac.shards import Source

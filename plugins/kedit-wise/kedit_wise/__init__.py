@@ -50,7 +50,7 @@ def apply_delta(model: "PreTrainedModel", delta: "Delta") -> "Applied":
     """Let the memory speak where a prompt stirs it."""
     from kedit_wise.beside import Beside
 
-    return Beside(model, delta).attach()
+    return Beside(model, tokenizer, delta).attach()
 
 
 @hookimpl

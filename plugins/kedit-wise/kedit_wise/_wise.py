@@ -28,17 +28,19 @@ from kedit_core.requests import EditRequest
 from kedit_locate.layers import layers_of
 from kedit_locate.templates import context_prefixes
 from kedit_wise.closed_form import Solver
-from kedit_wise.config import WiseConfig
+from kedit_wise.config import Routes, WiseConfig
 from kedit_wise.descent import Trainer
 from kedit_wise.irrelevant import Texts, irrelevant_texts
 from kedit_wise.merging import merged
 from kedit_wise.reading import read_by
-from kedit_wise.routes import Prompts, Router, calibrated
-from kedit_wise.shards import Shard, SideMatrix, masked, side_matrix_of
+from kedit_wise.routes import Prompts
+from kedit_wise.scoped import begun, directions_of
+from kedit_wise.shards import Shard, SideMatrix, side_matrix_of
+from kedit_wise.thresholds import NAMED, reached_of, with_thresholds
+from kedit_wise.updates import masked
 from kedit_wise.writing import Held, Writer, Written
 
 _TWO_THIRDS = 2 / 3
-_PROMPTS = 64  # measured side by side
 
 
 def wise(
@@ -54,34 +56,37 @@ def wise(
     """Return the memory of ``previous`` with the edits of ``batch`` in it."""
     layer = layer_of(weights.layout, config)
     down = weights.layout.down_of(layer)
-    memory = side_matrix_of(previous[-1]) if previous else None
-    if memory is None:
-        sampled = (config.context, config.seed, weights, cache)
-        memory = _begun(down, config, context_prefixes(model, tokenizer, *sampled))
-    _check_goes_on(memory, down, config)
-    prefixes = memory.settings["prefixes"]
     texts = irrelevant_texts(model, tokenizer, down, config.routes, config.seed, weights, cache)
+    settings = _read_by(config, texts)
+    if previous:
+        memory = side_matrix_of(previous[-1])
+        _check_goes_on(memory, down, settings)
+    else:
+        sampled = context_prefixes(model, tokenizer, config.context, config.seed, weights, cache)
+        memory = _begun(down, {**settings, "prefixes": list(sampled)})
+    if config.routes.router == "scope":
+        memory = _with_directions(model, tokenizer, memory, batch, config.routes, weights)
+    prefixes = memory.settings["prefixes"]
+    about = (layer, prefixes, weights, progress)
     writer: Writer
     if config.writer == "closed-form":
-        about = (config.closed_form, layer, prefixes, weights, cache, progress)
-        writer = Solver(model, tokenizer, *about)
+        writer = Solver(model, tokenizer, config.closed_form, *about, cache)
     else:
-        own = (config.descent, layer, prefixes, texts, config.seed, weights, progress)
-        writer = Trainer(model, tokenizer, *own)
+        writer = Trainer(model, tokenizer, config.descent, *about, texts, config.seed)
     notes: list[Mapping[str, Any]] = []
-    waiting = list(batch.requests)
+    waiting = batch.requests
     while waiting:
         room = _room(memory, config.shards.size)
         some, waiting = waiting[:room], waiting[room:]
         earlier = _noted(batch.notes, len(notes))
         written = writer.write(some, _held(memory, config.shards.size), earlier, chat=batch.chat)
         lines = [prefix + one.prompt for one in some for prefix in prefixes]
-        asked = [one.ids for one in encode(tokenizer, lines, batch.chat)]
-        read = read_by(model, down, asked)
+        read = read_by(model, down, [one.ids for one in encode(tokenizer, lines, batch.chat)])
         memory = _with(memory, some, written, read, config, model.device)
-        memory = _calibrated(memory, len(memory.shards) - 1, config, texts, model.device)
+        memory = _measured(memory, len(memory.shards) - 1, texts, model.device)
         memory = _merged_if_due(memory, config, texts, model.device)
         notes.append(written.notes)
+    memory = with_thresholds(memory, config.routes)
     return Delta(
         method="wise",
         requests=memory.requests,
@@ -109,7 +114,7 @@ def layer_of(layout: ModelLayout, config: WiseConfig) -> int:
     return layers[len(layers) // 2]
 
 
-def _begun(down: Projection, config: WiseConfig, prefixes: Sequence[str]) -> SideMatrix:
+def _begun(down: Projection, settings: Mapping[str, Any]) -> SideMatrix:
     """Return an empty memory; the texts before prompts stay those of its first edit."""
     return SideMatrix(
         at=down.path,
@@ -118,31 +123,47 @@ def _begun(down: Projection, config: WiseConfig, prefixes: Sequence[str]) -> Sid
         keys=torch.empty(0),
         shard=torch.empty(0, dtype=torch.long),
         reached=torch.empty(0),
-        settings={**_read_by(config), "prefixes": list(prefixes)},
+        settings=settings,
     )
 
 
-def _read_by(config: WiseConfig) -> dict[str, str]:
+def _with_directions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    memory: SideMatrix,
+    batch: EditBatch,
+    routes: Routes,
+    weights: Weights,
+) -> SideMatrix:
+    """Return the memory with what its classifier knows the edits of the batch by."""
+    scoped = memory.scoped or begun(routes, weights, tokenizer)
+    about = (scoped.classifier, batch.requests)
+    found = directions_of(model, tokenizer, *about, chat=batch.chat)
+    return evolve(memory, scoped=scoped.plus(found))
+
+
+def _read_by(config: WiseConfig, texts: Texts) -> dict[str, str]:
     """Return the settings that hold for all edits of a memory."""
     return {
         "writer": config.writer,
+        "router": config.routes.router,
         "measure": config.routes.measure,
         "choose": config.routes.choose,
+        "texts": texts.digest,
     }
 
 
-def _check_goes_on(memory: SideMatrix, down: Projection, config: WiseConfig) -> None:
+def _check_goes_on(memory: SideMatrix, down: Projection, wanted: Mapping[str, str]) -> None:
     """See that the memory in force stands where these edits go and is read as asked for now.
 
     Raises:
         KeditError: it does not, or is not.
     """
-    wanted = _read_by(config)
     held = {name: memory.settings.get(name) for name in wanted}
     if memory.at != down.path or held != wanted:
         raise KeditError(
             f"the memory in force stands beside {memory.at} and was made with other settings; undo it, or "
-            "make these edits with the same writer, layer, routes.measure and routes.choose"
+            "make these edits with the same writer, layer and routes"
         )
 
 
@@ -197,41 +218,22 @@ def _with(
         keys=_joined(memory.keys, written.keys),
         shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
     )
-    each = _reached(memory, number, lines, device).reshape(len(requests), -1)  # (edits, prefixes)
+    each = reached_of(memory, number, lines, device).reshape(len(requests), -1)  # (edits, prefixes)
     return evolve(memory, reached=_joined(memory.reached, each.mean(1)))
-
-
-def _reached(memory: SideMatrix, number: int, prompts: Prompts, device: torch.device) -> Tensor:
-    """Return what prompts reach of one shard, (prompts,)."""
-    places = memory.inside(number)
-    alone = evolve(
-        memory,
-        shards=(memory.shards[number],),
-        keys=memory.keys[places],
-        shard=torch.zeros(len(places), dtype=torch.long),
-    )
-    router = Router(alone, device, prompts.inputs.dtype)
-    every = torch.split(torch.arange(len(prompts.inputs)), _PROMPTS)
-    return torch.cat([router.reached(prompts.some(one, device))[0].cpu() for one in every])
 
 
 def _joined(earlier: Tensor, new: Tensor) -> Tensor:
     return torch.cat([earlier, new]) if len(earlier) else new
 
 
-def _calibrated(
-    memory: SideMatrix, number: int, config: WiseConfig, texts: Texts, device: torch.device
-) -> SideMatrix:
-    """Return the memory with the threshold of one shard set anew."""
-    routes, places = config.routes, memory.inside(number)
-    apart = texts.apart_from([memory.requests[place] for place in places.tolist()])
-    own = memory.reached[places]
-    outside = _reached(memory, number, texts.read.some(apart), device)
-    threshold, temperature = calibrated(own, outside, routes.rejects)
-    if routes.threshold == "activation":
-        threshold = routes.ratio * float(own.min())
-    made = evolve(memory.shards[number], threshold=threshold, temperature=temperature)
-    return evolve(memory, shards=(*memory.shards[:number], made, *memory.shards[number + 1 :]))
+def _measured(memory: SideMatrix, number: int, texts: Texts, device: torch.device) -> SideMatrix:
+    """Return the memory where one shard knows what irrelevant texts reach of it now."""
+    found = reached_of(memory, number, texts.read, device).clamp(min=0.0)
+    requests = [memory.requests[place] for place in memory.inside(number).tolist()]
+    apart = torch.zeros(len(found), dtype=torch.bool)
+    apart[texts.apart_from(requests)] = True
+    made = evolve(memory.shards[number], outside=torch.where(apart, found, NAMED))
+    return evolve(memory, shards=[*memory.shards[:number], made, *memory.shards[number + 1 :]])
 
 
 def _merged_if_due(
@@ -253,7 +255,7 @@ def _merged_if_due(
     memory = evolve(
         memory, shards=(*memory.shards[:first], one), shard=memory.shard.clamp(max=first)
     )
-    return _calibrated(memory, first, config, texts, device)
+    return _measured(memory, first, texts, device)
 
 
 def _noted_of(layer: int, writes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,20 +10,24 @@ from kedit_core import Applied, Delta, Scope, encode
 from kedit_core.errors import DeltaError
 from kedit_core.outputs import first_tensor, replace_first
 from kedit_locate.capture import inputs_of
+from kedit_memory.passages import Passage
+from kedit_memory.readers import reader_of
 from kedit_memory.routing import Routing
 from kedit_wise.kernels import side_projection
-from kedit_wise.routes import Prompts, Router, named
+from kedit_wise.routes import Found, Prompts, Router, ScopedRouter, named
 from kedit_wise.shards import SideMatrix, side_matrix_of
 
 
 class Beside:
     """A memory in force in a model."""
 
-    def __init__(self, model: nn.Module, delta: Delta) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any, delta: Delta) -> None:
         """Build what ``delta`` says beside its projection."""
         memory = side_matrix_of(delta)
-        self._module, self._routing = _module_of(model, memory, delta), Routing(model)
+        self._model, self._routing = model, Routing(model)
+        self._module = _module_of(model, memory, delta)
         self._router = _router(memory, self._module)
+        self._reader = _reader(model, tokenizer, memory)
 
     def attach(self) -> Applied:
         """Begin to speak."""
@@ -38,9 +42,8 @@ class Beside:
         # Some families flatten rows and tokens before the MLP.
         inputs = args[0].reshape(rows * tokens, -1)
         if passage.reads_a_prompt:
-            real = passage.prompts.to(inputs.device)
-            read = inputs.detach().reshape(rows, tokens, -1)
-            passage.settle(self._router.find(Prompts(inputs=read, real=real)).shard)
+            found = self._found(passage, inputs.detach().reshape(rows, tokens, -1))
+            passage.settle(found.shard, found.probability)
         kept = passage.kept
         if kept is None or not kept.inside:
             return None
@@ -50,20 +53,30 @@ class Beside:
         )
         return replace_first(output, moved.reshape(main.shape))
 
+    def _found(self, passage: Passage, inputs: Tensor) -> Found:
+        """Return where the prompts of a pass go, of which the projection reads ``inputs``."""
+        if isinstance(self._router, ScopedRouter):
+            return self._router.find(self._reader.ahead(passage))
+        return self._router.find(Prompts(inputs=inputs, real=passage.prompts.to(inputs.device)))
+
 
 @torch.no_grad()
 def scope(model: Any, tokenizer: Any, delta: Delta, prompts: Sequence[str]) -> Scope:
     """Return the probability that each prompt is in scope, and whose; a forward decides the same."""
     memory = side_matrix_of(delta)
     router = _router(memory, _module_of(model, memory, delta))
+    reader = _reader(model, tokenizer, memory)
     probability: list[float] = []
     requests: list[str | None] = []
     for one in encode(tokenizer, prompts, delta.provenance.chat):
         # Alone, so that a prompt gets the same answer whatever else is asked.
-        ids = torch.tensor([one.ids], device=model.device)
-        mask = torch.ones_like(ids)
-        inputs = inputs_of(model, [memory.at], ids, mask)[memory.at]
-        found = router.find(Prompts(inputs=inputs, real=mask.bool()))
+        if isinstance(router, ScopedRouter):
+            found = router.find(reader.states([one.ids], alone=True))
+        else:
+            ids = torch.tensor([one.ids], device=model.device)
+            mask = torch.ones_like(ids)
+            inputs = inputs_of(model, [memory.at], ids, mask)[memory.at]
+            found = router.find(Prompts(inputs=inputs, real=mask.bool()))
         probability.append(float(found.probability[0]))
         requests += named(memory, found)
     return Scope(probability=torch.tensor(probability), requests=requests)
@@ -78,5 +91,16 @@ def _module_of(model: nn.Module, memory: SideMatrix, delta: Delta) -> Any:
         ) from None
 
 
-def _router(memory: SideMatrix, module: Any) -> Router:
-    return Router(memory, module.weight.device, module.weight.dtype)
+def _router(memory: SideMatrix, module: Any) -> Router | ScopedRouter:
+    where = (module.weight.device, module.weight.dtype)
+    if memory.scoped is None:
+        return Router(memory, *where)
+    return ScopedRouter(memory, memory.scoped, *where)
+
+
+def _reader(model: Any, tokenizer: Any, memory: SideMatrix) -> Any:
+    """Return who reads prompts for the memory's classifier; None where it has none."""
+    if memory.scoped is None:
+        return None
+    classifier = memory.scoped.classifier
+    return reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)

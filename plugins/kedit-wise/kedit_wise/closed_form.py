@@ -20,7 +20,7 @@ from kedit_locate.sizes import noted_before
 from kedit_locate.spreading import write_until_it_sticks
 from kedit_locate.values import Values, search_values
 from kedit_wise.config import ClosedForm
-from kedit_wise.shards import as_parts, with_parts
+from kedit_wise.updates import as_parts, with_parts
 from kedit_wise.writing import Held, Written
 
 
@@ -35,8 +35,8 @@ class Solver:
         layer: int,
         prefixes: Sequence[str],
         weights: Weights,
-        cache: TensorCache,
         progress: Progress,
+        cache: TensorCache,
     ) -> None:
         """Take what all shards have in common: their projection, its metric, the texts before prompts."""
         self._down = weights.layout.down_of(layer)

@@ -121,30 +121,39 @@ class Shards:
 
 @frozen(kw_only=True)
 class Routes:
-    """How a prompt finds its shard: by what the side weights would change at its tokens.
+    """How a prompt finds its shard.
 
     Attributes:
+        router: ``activations`` goes by what the side weights would change at its tokens; ``scope`` by a
+            trained scope classifier, which knows edits by their prompts.
+        checkpoint: with ``scope``: where that classifier is, a folder that ``kedit serac train`` filled for
+            this model, a file that holds it, or a folder of such folders. A memory keeps its own. Best
+            trained on prompts that are rendered as those of the edits, with a chat template or without.
         measure: ``match`` is the share of an edit's own move that a token makes, of the edit and the token
             with most; ``max`` the distance between main and side output at the token where they differ
             most; ``mean`` that of all tokens, as the original.
         threshold: ``calibrated`` lies between what the shard's own prompts reach and what irrelevant texts
             do; ``activation`` is ``ratio`` times the least of its edits' means, as the original.
         ratio: see ``threshold``.
-        rejects: share of the irrelevant texts that a calibrated threshold keeps out at least.
+        rejects: share of the irrelevant texts that calibrated thresholds keep out, all shards together.
+        keeps: share of its own prompts that a calibrated threshold lets in, whatever texts do.
         choose: among the shards whose threshold is reached, the one that reaches its own most times over
             (``ratio``), or the one that reaches most (``most``), as the original.
         texts: a file with an irrelevant text a line; None lets the model write them.
-        count: of these texts.
+        count: of these texts; more tell thresholds of more shards apart, and take more memory.
         tokens: of each.
     """
 
+    router: Literal["activations", "scope"] = "activations"
+    checkpoint: str | None = None
     measure: Literal["match", "max", "mean"] = "match"
     threshold: Literal["calibrated", "activation"] = "calibrated"
     ratio: float = field(default=0.88, validator=_positive)
     rejects: float = field(default=0.99, validator=probability)
+    keeps: float = field(default=0.97, validator=probability)
     choose: Literal["ratio", "most"] = "ratio"
     texts: str | None = None
-    count: int = field(default=256, validator=validators.ge(1))
+    count: int = field(default=1024, validator=validators.ge(1))
     tokens: int = field(default=16, validator=validators.ge(2))
 
 

@@ -27,7 +27,7 @@ from kedit_wise.config import Descent
 from kedit_wise.irrelevant import Texts
 from kedit_wise.lessons import Lesson, Part, lesson_of, lines_of
 from kedit_wise.masks import drawn
-from kedit_wise.shards import masked
+from kedit_wise.updates import masked
 from kedit_wise.writing import Held, Written
 
 _SETTLED = 1e-4  # two losses that differ by less are one
@@ -56,10 +56,10 @@ class Trainer:
         settings: Descent,
         layer: int,
         prefixes: Sequence[str],
-        texts: Texts,
-        seed: int,
         weights: Weights,
         progress: Progress,
+        texts: Texts,
+        seed: int,
     ) -> None:
         """Take what all shards have in common: their projection, texts before prompts and out of scope."""
         self._down, self._site = weights.layout.down_of(layer), site_of(weights.layout, layer)

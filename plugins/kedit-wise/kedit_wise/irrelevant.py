@@ -34,6 +34,11 @@ class Texts:
     words: tuple[str, ...]
     read: Prompts
 
+    @property
+    def digest(self) -> str:
+        """Return what these texts are known again by."""
+        return hashlib.sha256("\0".join(self.words).encode()).hexdigest()[:16]
+
     def apart_from(self, requests: Sequence[EditRequest]) -> Tensor:
         """Return the places of the texts that name no subject of these edits, (texts,)."""
         subjects = {one.subject for one in requests if one.subject}

@@ -13,6 +13,8 @@ prompt reaches, by its best token (or the mean of all), and t the threshold of a
     p = σ(log(r / t) / temperature)
 
 is the probability that it is in the shard's scope; from ½ on, that is from r = t on, it is.
+
+A trained classifier may decide instead (``scoped``); then a prompt goes to the shard of the edit that it meets.
 """
 
 from collections.abc import Sequence
@@ -21,17 +23,15 @@ from typing import Literal
 import torch
 from attrs import field, frozen
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from kedit_memory.kept import OUTSIDE
 from kedit_wise.kernels import side_distance, side_match
+from kedit_wise.scoped import Scoped
 from kedit_wise.shards import SideMatrix
 
 Measure = Literal["match", "max", "mean"]
 """What is measured at a prompt's tokens, and how they make one number."""
 
-_SHARPEST, _BLUNTEST, _CHOICES = -1.5, 0.5, 41  # log10 of temperatures
-_LATER = 0.95  # share of what a prompt reached when it was made that it reaches among later edits
 _TINY = 1e-9
 
 
@@ -85,6 +85,7 @@ class Router:
     def __init__(self, memory: SideMatrix, device: torch.device, dtype: torch.dtype) -> None:
         """Keep what is needed of ``memory`` on a device, its updates in ``dtype``."""
         inside = [memory.inside(number) for number in range(len(memory.shards))]
+        self.updates = updates_of(memory, device, dtype)
         matrices = [one.update.matrix for one in memory.shards]
         moves = [
             memory.keys[places].to(one).flatten(0, 1) @ one.T
@@ -96,7 +97,6 @@ class Router:
             for move, size, one in zip(moves, sizes, matrices, strict=True)
         ]
         columns = memory.keys.shape[1]
-        self.updates = torch.stack(matrices).to(device, dtype)
         self._probes = torch.cat(probes).to(device, dtype)  # (probes, in_features)
         self._sizes = torch.cat(sizes).to(device)
         self._ends = torch.tensor([len(one) for one in probes], device=device).cumsum(0)
@@ -145,6 +145,44 @@ class Router:
         return apart.sum(-1) / real.sum(-1).clamp(min=1), edit
 
 
+class ScopedRouter:
+    """Finds the shard of prompts by the edit that a trained classifier says they meet.
+
+    Attributes:
+        updates: (shards, out_features, in_features) on the device of the projection.
+    """
+
+    def __init__(
+        self, memory: SideMatrix, scoped: Scoped, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Keep what is needed of ``memory`` on a device, its updates in ``dtype``."""
+        self.updates = updates_of(memory, device, dtype)
+        self._classifier = scoped.classifier.to(device)
+        self._directions = scoped.directions.to(device)  # (edits, width)
+        self._shard = memory.shard.to(device)
+
+    @torch.no_grad()
+    def find(self, states: Tensor) -> Found:
+        """Return where prompts go.
+
+        Args:
+            states: (prompts, features), as the classifier's reader gives them, read without the memory.
+        """
+        queries = self._classifier.embed(states.to(self._directions.device))
+        match = self._classifier.match(queries, self._directions)
+        shard = self._shard[match.edit.clamp(min=0)]
+        return Found(
+            shard=torch.where(match.edit == OUTSIDE, OUTSIDE, shard),
+            probability=match.probability,
+            edit=match.edit,
+        )
+
+
+def updates_of(memory: SideMatrix, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return what each shard adds, (shards, out_features, in_features)."""
+    return torch.stack([one.update.matrix for one in memory.shards]).to(device, dtype)
+
+
 def named(memory: SideMatrix, found: Found) -> Sequence[str | None]:
     """Return per prompt the id of the edit that it meets, or None.
 
@@ -156,31 +194,3 @@ def named(memory: SideMatrix, found: Found) -> Sequence[str | None]:
         None if shard == OUTSIDE else memory.requests[edit].id
         for shard, edit in zip(found.shard.tolist(), found.edit.tolist(), strict=True)
     ]
-
-
-def calibrated(inside: Tensor, outside: Tensor, rejects: float) -> tuple[float, float]:
-    """Return threshold and temperature between two kinds of prompts.
-
-    The threshold is half way, on a logarithmic scale, between what all but few of the shard's own prompts
-    reach and what all but as few irrelevant texts do not. Where these overlap it lets the own prompts in.
-
-    Args:
-        inside: (edits,) what the shard's own prompts reach.
-        outside: (texts,) what irrelevant texts reach.
-        rejects: share of the irrelevant texts that are no few.
-    """
-    low = max(_LATER * float(inside.double().quantile(1 - rejects)), _TINY)
-    high = float(outside.double().quantile(rejects)) if len(outside) else 0.0
-    threshold = (low * min(max(high, low / 4), low)) ** 0.5
-    return threshold, _temperature(inside, outside, threshold)
-
-
-def _temperature(inside: Tensor, outside: Tensor, threshold: float) -> float:
-    """Return the temperature under which what is inside and what is not are likeliest, both alike."""
-    choices = torch.logspace(_SHARPEST, _BLUNTEST, _CHOICES, dtype=torch.float64)
-    over, under = ((one.double().clamp(min=_TINY) / threshold).log() for one in (inside, outside))
-    losses = [
-        float(softplus(-over / one).mean()) + float(softplus(under / one).mean().nan_to_num(0.0))
-        for one in choices.tolist()
-    ]
-    return float(choices[int(torch.tensor(losses).argmin())])

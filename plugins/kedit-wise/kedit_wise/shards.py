@@ -1,6 +1,6 @@
 """A side memory as data: shards that each hold an update of one matrix, and the edits that are in them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,114 +8,16 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from kedit_core import Delta, EditRequest, SideMemory
-from kedit_core.deltas import Dense, LowRank, update_of
 from kedit_core.digests import digest
 from kedit_core.errors import DeltaError
 from kedit_core.requests import as_requests
 from kedit_memory.members import Members, members_of, memory_of
-from kedit_wise.masks import packed, unpacked
+from kedit_memory.scope import ScopeClassifier, classifier_from
+from kedit_wise.scoped import Scoped
+from kedit_wise.updates import Update, tensors_of, update_from
 
-_KEYS, _SHARD, _REACHED = "keys", "shard", "reached"
-_PREFIX = "shard"
-
-
-@frozen(kw_only=True)
-class Masked:
-    """An update of which only the entries under a mask are kept; all others are zero.
-
-    Attributes:
-        values: (entries,) in the order of the matrix.
-        bits: (bytes,) uint8, the mask as ``masks.packed`` writes it; None where all entries are kept.
-        shape: (out_features, in_features).
-    """
-
-    values: Tensor = field(eq=digest, repr=False)
-    bits: Tensor | None = field(eq=False, repr=False)
-    shape: tuple[int, int]
-
-    @property
-    def matrix(self) -> Tensor:
-        """Return it whole, (out_features, in_features)."""
-        if self.bits is None:
-            return self.values.reshape(self.shape)
-        found = self.values.new_zeros(self.shape)
-        found[unpacked(self.bits, self.shape)] = self.values
-        return found
-
-
-@frozen(kw_only=True)
-class Factored:
-    """An update ``left @ right``.
-
-    Attributes:
-        left: (out_features, rank).
-        right: (rank, in_features).
-    """
-
-    left: Tensor = field(eq=digest, repr=False)
-    right: Tensor = field(eq=digest, repr=False)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Return (out_features, in_features)."""
-        return self.left.shape[0], self.right.shape[1]
-
-    @property
-    def matrix(self) -> Tensor:
-        """Return it whole, (out_features, in_features)."""
-        return self.left @ self.right
-
-
-Update = Masked | Factored
-"""What a shard adds to the matrix that it stands beside."""
-
-
-def masked(matrix: Tensor, mask: Tensor | None) -> Masked:
-    """Return the entries of a matrix (out_features, in_features) under a mask of its shape."""
-    matrix = matrix.cpu()
-    values = matrix.flatten() if mask is None else matrix[mask.cpu()]
-    bits = None if mask is None else packed(mask.cpu())
-    return Masked(values=values.clone(), bits=bits, shape=(matrix.shape[0], matrix.shape[1]))
-
-
-def as_parts(update: Update | None, weight: str) -> tuple[LowRank | Dense, ...]:
-    """Return an update as changes of the weight itself, for looking at the model with it.
-
-    Args:
-        update: of a shard, or None.
-        weight: path of the parameter.
-    """
-    if update is None:
-        return ()
-    if isinstance(update, Factored):
-        return (LowRank(weight=weight, left=update.left, right=update.right),)
-    return (Dense(weight=weight, update=update.matrix),)
-
-
-def with_parts(update: Update | None, parts: Sequence[LowRank | Dense]) -> Update | None:
-    """Return an update with changes of the weight added to it; factors while these are smaller.
-
-    Args:
-        update: of a shard, or None.
-        parts: in the order in which they were made.
-    """
-    for part in parts:
-        if isinstance(part, LowRank) and not isinstance(update, Masked):
-            left, right = part.left.cpu(), part.right.cpu()
-            if update is not None:
-                left = torch.cat([update.left, left], dim=1)
-                right = torch.cat([update.right, right], dim=0)
-            both = update_of(part.weight, left, right)
-        else:
-            more = part.update if isinstance(part, Dense) else part.left @ part.right
-            whole = more.cpu() if update is None else update.matrix + more.cpu()
-            both = Dense(weight=part.weight, update=whole)
-        update = (
-            Factored(left=both.left, right=both.right)
-            if isinstance(both, LowRank)
-            else masked(both.update, None)
-        )
-    return update
+_KEYS, _SHARD, _REACHED, _DIRECTION = "keys", "shard", "reached", "direction"
+_PREFIX, _OUTSIDE, _SCOPE = "shard", "outside", "scope"
 
 
 @frozen(kw_only=True)
@@ -127,12 +29,18 @@ class Shard:
         threshold: what a prompt in its scope reaches at least.
         temperature: how fast the probability grows around it, on the logarithm of what is reached.
         drawn: how many shards were begun before it; which mask is its own.
+        outside: (texts,) what irrelevant texts reach of it.
     """
 
     update: Update
-    threshold: float = float("inf")
+    threshold: float = 1.0
     temperature: float = 1.0
     drawn: int = 0
+    outside: Tensor = field(factory=lambda: torch.empty(0), eq=digest, repr=False)
+
+
+def _several(shards: Iterable[Shard]) -> tuple[Shard, ...]:
+    return tuple(shards)
 
 
 @frozen(kw_only=True)
@@ -147,15 +55,17 @@ class SideMatrix:
         shard: (edits,) int64, in which shard each is.
         reached: (edits,) what its own prompts reach, as they did when it was made.
         settings: how it is read, JSON values.
+        scoped: what finds the edit that a prompt meets, where that is a trained classifier.
     """
 
     at: str
-    shards: tuple[Shard, ...]
+    shards: tuple[Shard, ...] = field(converter=_several)
     requests: tuple[EditRequest, ...] = field(converter=as_requests)
     keys: Tensor = field(eq=digest, repr=False)
     shard: Tensor = field(eq=digest, repr=False)
     reached: Tensor = field(eq=digest, repr=False)
     settings: Mapping[str, Any]
+    scoped: Scoped | None = None
 
     def inside(self, shard: int) -> Tensor:
         """Return the places of a shard's edits, (edits of the shard,)."""
@@ -174,11 +84,17 @@ class SideMatrix:
     def as_part(self) -> SideMemory:
         """Return it as a delta holds it."""
         rows = {_KEYS: self.keys, _SHARD: self.shard, _REACHED: self.reached}
-        members = Members(requests=self.requests, rows=rows)
-        tensors = {**members.tensors()}
+        tensors: dict[str, Tensor] = {}
+        about = dict(self.settings)
+        if self.scoped is not None:
+            rows[_DIRECTION] = self.scoped.directions
+            tensors |= self.scoped.classifier.tensors()
+            about[_SCOPE] = self.scoped.classifier.settings()
+        tensors |= Members(requests=self.requests, rows=rows).tensors()
         settings = []
         for number, one in enumerate(self.shards):
-            tensors |= {f"{_PREFIX}.{number:05}.{name}": t for name, t in _tensors(one.update)}
+            own = {**dict(tensors_of(one.update)), _OUTSIDE: one.outside}
+            tensors |= {f"{_PREFIX}.{number:05}.{name}": t for name, t in own.items()}
             settings.append(
                 {
                     "threshold": one.threshold,
@@ -187,9 +103,7 @@ class SideMatrix:
                     "shape": list(one.update.shape),
                 }
             )
-        return SideMemory(
-            at=self.at, tensors=tensors, settings={**self.settings, "shards": settings}
-        )
+        return SideMemory(at=self.at, tensors=tensors, settings={**about, "shards": settings})
 
 
 def side_matrix_of(delta: Delta) -> SideMatrix:
@@ -203,13 +117,20 @@ def side_matrix_of(delta: Delta) -> SideMatrix:
         settings = dict(part.settings)
         shards = tuple(
             Shard(
-                update=_update(part.tensors, f"{_PREFIX}.{number:05}.", tuple(one["shape"])),
+                update=update_from(part.tensors, f"{_PREFIX}.{number:05}.", tuple(one["shape"])),
                 threshold=float(one["threshold"]),
                 temperature=float(one["temperature"]),
                 drawn=int(one["drawn"]),
+                outside=part.tensors[f"{_PREFIX}.{number:05}.{_OUTSIDE}"],
             )
             for number, one in enumerate(settings.pop("shards"))
         )
+        scoped = None
+        if _SCOPE in settings:
+            scoped = Scoped(
+                classifier=classifier_from(part.tensors, settings.pop(_SCOPE), f"delta {delta.id}"),
+                directions=members.rows[_DIRECTION],
+            )
         return SideMatrix(
             at=part.at,
             shards=shards,
@@ -218,6 +139,7 @@ def side_matrix_of(delta: Delta) -> SideMatrix:
             shard=members.rows[_SHARD],
             reached=members.rows[_REACHED],
             settings=settings,
+            scoped=scoped,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DeltaError(f"delta {delta.id}", f"holds no whole side memory ({error})") from None
@@ -226,7 +148,8 @@ def side_matrix_of(delta: Delta) -> SideMatrix:
 def merge(memories: Sequence[Delta]) -> Delta:
     """Return one memory with the shards of several, the first one's first; who comes first counts.
 
-    An edit that two of them hold is the first one's. The shards stay apart, with their thresholds.
+    An edit that two of them hold is the first one's. The shards stay apart, with their thresholds,
+    which the next edit sets anew.
 
     Args:
         memories: over one model, beside one projection, made with settings that go together.
@@ -240,7 +163,8 @@ def merge(memories: Sequence[Delta]) -> Delta:
         more = side_matrix_of(other)
         together = (
             other.method == first.method
-            and (more.at, more.settings) == (held.at, held.settings)
+            and (more.at, more.settings, _classifier(more))
+            == (held.at, held.settings, _classifier(held))
             and other.provenance.base == first.provenance.base
         )
         if not together:
@@ -258,20 +182,14 @@ def merge(memories: Sequence[Delta]) -> Delta:
             keys=torch.cat([held.keys, more.keys[new]]),
             shard=torch.cat([held.shard, more.shard[new] + len(held.shards)]),
             reached=torch.cat([held.reached, more.reached[new]]),
+            scoped=held.scoped and held.scoped.plus(_directions(more)[new]),
         )
     return evolve(first, requests=held.requests, parts=[held.as_part()])
 
 
-def _tensors(update: Update) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(update, Factored):
-        yield from (("left", update.left), ("right", update.right))
-        return
-    yield "values", update.values
-    if update.bits is not None:
-        yield "bits", update.bits
+def _classifier(memory: SideMatrix) -> ScopeClassifier | None:
+    return None if memory.scoped is None else memory.scoped.classifier
 
 
-def _update(tensors: Mapping[str, Tensor], prefix: str, shape: tuple[int, int]) -> Update:
-    if f"{prefix}left" in tensors:
-        return Factored(left=tensors[f"{prefix}left"], right=tensors[f"{prefix}right"])
-    return Masked(values=tensors[f"{prefix}values"], bits=tensors.get(f"{prefix}bits"), shape=shape)
+def _directions(memory: SideMatrix) -> Tensor:
+    return torch.empty(0) if memory.scoped is None else memory.scoped.directions

@@ -7,7 +7,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core import EditRequest
-from kedit_wise.shards import Update
+from kedit_wise.updates import Update
 
 
 @frozen(kw_only=True)

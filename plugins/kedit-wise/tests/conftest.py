@@ -3,9 +3,21 @@
 import pytest
 import torch
 
-from kedit_core import EditRequest
-from kedit_core.testing import byte_level_tokenizer, tiny_model
+from kedit_core import EditRequest, Weights
+from kedit_core.progress import Progress
+from kedit_core.testing import byte_level_tokenizer, tiny_model, trained_model
+from kedit_core.testing.facts import RELATIONS, edit_of
+from kedit_core.testing.facts import facts as all_facts
 from kedit_core.testing.kernels import interpreter, write_compiled
+from kedit_core.testing.training import FAMILIES
+from kedit_memory.pooling import sites_of
+from kedit_memory.scope_examples import examples_of
+from kedit_memory.scope_facts import facts_of
+from kedit_memory.scope_files import BEST, StoredScope, made_for, write_scope
+from kedit_memory.scope_training import Lesson, calibrated, train_scope
+
+JUDGED = 3
+"""The first facts of each relation: edited, so that no classifier is trained on them."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +41,36 @@ def models(request, tmp_path_factory):
     """Return the folder where the contract's models are kept."""
     kept = getattr(request.config, "cache", None)
     return kept.mkdir("kedit") if kept else tmp_path_factory.mktemp("kedit")
+
+
+@pytest.fixture(scope="session")
+def learned():
+    """Return the facts that classifiers are trained on, apart from those for their calibration."""
+    each = len(all_facts()) // len(RELATIONS)
+    others = [edit_of(one) for n, one in enumerate(all_facts()) if n % each >= JUDGED]
+    return [one for n, one in enumerate(others) if n % 4], others[::4]
+
+
+@pytest.fixture(scope="session")
+def classifiers(models, learned, tmp_path_factory):
+    """Return a folder with a scope classifier for each of the contract's two models."""
+    root = tmp_path_factory.mktemp("classifiers")
+    for family in FAMILIES:
+        model, tokenizer = trained_model(family, cache_folder=models)
+        weights, progress = Weights(model), Progress()
+        sites = sites_of(weights.layout)
+        training, validation = (
+            examples_of(model, tokenizer, facts_of(some), sites, progress) for some in learned
+        )
+        lesson = Lesson(width=64, steps=300, lr=3e-3)
+        trained = train_scope(training, sites, lesson, progress)
+        classifier, _ = calibrated(
+            trained, validation, training, rejects=0.98, rejects_same_subject=0.9
+        )
+        (root / family).mkdir()
+        known = made_for(weights, tokenizer)
+        write_scope(StoredScope(classifier=classifier, made_for=known), root / family / BEST)
+    return root
 
 
 @pytest.fixture

@@ -11,4 +11,5 @@ class TestWise(MethodContract):
     config: ClassVar = {
         "closed_form": {"penalty": 30.0, "statistics": {"tokens": 2048}},
         "context": {"count": 3},
+        "routes": {"count": 128},
     }

@@ -10,7 +10,8 @@ from kedit_core.testing import tiny_model
 from kedit_core.tokens import encode_target
 from kedit_wise.config import Descent
 from kedit_wise.masks import drawn
-from kedit_wise.shards import Masked, side_matrix_of
+from kedit_wise.shards import side_matrix_of
+from kedit_wise.updates import Masked
 
 IRRELEVANT = "We sail at dawn."
 SMALL = {"lr": 0.05, "steps": 5, "quiet": 0.01, "loud": 0.5, "margin": 0.3, "clamp": None}

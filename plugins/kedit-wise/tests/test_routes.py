@@ -1,12 +1,13 @@
-"""Routes: what prompts reach, where they go, and thresholds between two kinds of them."""
+"""Routes: what prompts reach, and where they go."""
 
 import pytest
 import torch
 
 from kedit_core import EditRequest
 from kedit_memory.kept import OUTSIDE
-from kedit_wise.routes import Prompts, Router, calibrated, named
-from kedit_wise.shards import Shard, SideMatrix, masked
+from kedit_wise.routes import Prompts, Router, named
+from kedit_wise.shards import Shard, SideMatrix
+from kedit_wise.updates import masked
 
 WIDTH, OUT, EACH = 6, 5, 2
 
@@ -109,17 +110,3 @@ def test_of_two_shards_in_scope_the_setting_chooses():
     for choose, wanted in (("ratio", 1 - most), ("most", most)):
         found = router(memory("max", choose, thresholds)).find(read)
         assert found.shard.tolist() == [wanted]
-
-
-def test_a_calibrated_threshold_lies_between_own_prompts_and_irrelevant_texts():
-    inside, outside = torch.linspace(0.8, 1.0, 50), torch.linspace(0.1, 0.3, 200)
-    threshold, temperature = calibrated(inside, outside, 0.99)
-    assert 0.3 < threshold < 0.8
-    assert temperature > 0
-
-
-def test_where_both_overlap_the_own_prompts_come_in():
-    inside, outside = torch.linspace(0.5, 1.0, 50), torch.linspace(0.1, 0.9, 200)
-    threshold, _ = calibrated(inside, outside, 0.99)
-    assert threshold < 0.51
-    assert calibrated(inside, torch.empty(0), 0.99)[0] < 0.5

@@ -17,6 +17,7 @@ TOKENS = 6
 CONFIG = {
     "closed_form": {"penalty": 30.0, "statistics": {"tokens": 2048}},
     "context": {"count": 3},
+    "routes": {"count": 128},
 }
 WAYS = {
     "greedy": {"do_sample": False},
@@ -198,6 +199,22 @@ def test_edits_that_do_not_fit_a_shard_begin_the_next(new_editor, edited):
     assert found.requests == tuple(one.id for one in edited)
 
 
+def test_thresholds_are_those_of_a_memory_that_never_held_more(new_editor, edited):
+    editor = new_editor(shards={"size": 2}, routes={"count": 64, "rejects": 0.9})
+    first = editor.edit(edited[:2])
+    second = editor.edit(edited[2:4])
+    # With one more shard each keeps more texts out.
+    assert len(side_matrix_of(second).shards) == 2
+    assert side_matrix_of(second).thresholds[0] >= side_matrix_of(first).thresholds[0]
+    editor.undo()
+    assert torch.equal(
+        side_matrix_of(editor.deltas[-1]).thresholds, side_matrix_of(first).thresholds
+    )
+    editor.edit(edited[2:4])
+    editor.remove(*(one.id for one in edited[2:4]))
+    assert editor.deltas[-1].id == first.id
+
+
 def test_full_shards_are_merged_when_edits_are_made(new_editor, edited):
     editor = new_editor(shards={"size": 2, "every": 4, "merge": "linear"})
     delta = editor.edit(edited[:4])
@@ -229,12 +246,12 @@ def test_merged_memories_answer_what_both_do(new_editor, edited):
 
 
 def _in(editor, delta):
-    return Beside(editor.model, delta).attach()
+    return Beside(editor.model, editor.tokenizer, delta).attach()
 
 
 def test_memories_that_are_read_differently_are_not_merged(new_editor, edited):
     one = new_editor().edit(edited[0])
-    other = new_editor(routes={"measure": "max"}).edit(edited[1])
+    other = new_editor(routes={"measure": "max", "count": 128}).edit(edited[1])
     with pytest.raises(DeltaError, match="cannot be merged"):
         merge([one, other])
 
