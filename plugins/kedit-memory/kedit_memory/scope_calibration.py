@@ -41,8 +41,7 @@ def calibrated(
     The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
     the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
     others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
-    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m. Of other questions about a
-    subject those count that subjects of its kind have, where any such are known.
+    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m.
 
     Args:
         classifier: trained.
@@ -53,10 +52,8 @@ def calibrated(
     """
     memory = torch.cat([_edits(classifier, one) for one in (examples, crowd)])
     inside, right = _wordings(classifier, examples, memory)
-    known = examples.known if examples.known.any() else ~examples.known
     outside = {
-        "neighbours": _nearest(classifier, examples.neighbours, examples, memory),
-        "others": _nearest(classifier, examples.others[known], examples, memory),
+        kind: _nearest(classifier, examples, kind, memory) for kind in ("neighbours", "others")
     }
     wanted = {"neighbours": rejects, "others": rejects_same_subject}
     edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
@@ -115,9 +112,8 @@ def _wordings(
     return best, place == own
 
 
-def _nearest(
-    classifier: ScopeClassifier, table: Tensor, examples: Examples, memory: Tensor
-) -> Tensor:
+def _nearest(classifier: ScopeClassifier, examples: Examples, kind: str, memory: Tensor) -> Tensor:
+    table: Tensor = getattr(examples, kind)
     return top_one(classifier.embed(examples.states[table[table >= 0]]), memory)[0]
 
 
@@ -129,7 +125,7 @@ def _strangers(classifier: ScopeClassifier, examples: Examples) -> Tensor:
     memory = _edits(classifier, examples)
     if len(memory) < 2:
         return torch.empty(0)
-    found = [_nearest(classifier, examples.neighbours, examples, memory)]
+    found = [_nearest(classifier, examples, "neighbours", memory)]
     for own, subject in enumerate(examples.subjects):
         strange = torch.tensor([one != subject for one in examples.subjects])
         table = examples.wordings[own]

@@ -34,8 +34,6 @@ class Examples:
         neighbours: (facts, most) places of probes that an edit of each fact must leave alone, likewise.
         named: (facts, words) the subjects, as the lexicon gives them.
         subjects: of the facts.
-        known: (facts,) bool, whether the other questions are such as subjects of that kind have; else they may
-            make no sense.
     """
 
     states: Tensor = field(repr=False)
@@ -45,7 +43,6 @@ class Examples:
     neighbours: Tensor = field(repr=False)
     named: Tensor = field(repr=False)
     subjects: tuple[str, ...] = field(repr=False)
-    known: Tensor = field(repr=False)
 
     def __len__(self) -> int:
         """Return the number of facts."""
@@ -103,7 +100,6 @@ def examples_of(
         **dict(zip(_TABLES, tables, strict=True)),
         named=named_in(lexicon, [fact.subject for fact in facts.facts]),
         subjects=tuple(fact.subject for fact in facts.facts),
-        known=torch.tensor([facts.asked_more(fact) for fact in facts.facts]),
     )
 
 
@@ -128,7 +124,6 @@ def joined(parts: Sequence[Examples]) -> Examples:
         **tables,
         named=torch.cat([one.named for one in parts]),
         subjects=tuple(subject for one in parts for subject in one.subjects),
-        known=torch.cat([one.known for one in parts]),
     )
 
 

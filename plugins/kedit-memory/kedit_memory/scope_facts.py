@@ -69,29 +69,26 @@ class Facts:
         return tuple(word for one in every for word in one.split() if SUBJECT not in word)
 
     @cached_property
-    def _sharing(self) -> Mapping[str, frozenset[str]]:
-        """Return, per relation, the others that some of its subjects have too."""
-        of_subject: defaultdict[str, set[str]] = defaultdict(set)
+    def _of_subject(self) -> Mapping[str, frozenset[str]]:
+        """Return the relations that each subject has a fact of."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
         for fact in self.facts:
-            of_subject[fact.subject].add(fact.relation)
+            found[fact.subject].add(fact.relation)
+        return {subject: frozenset(own) for subject, own in found.items()}
+
+    @cached_property
+    def _sharing(self) -> Mapping[str, frozenset[str]]:
+        """Return, per relation, those that some of its subjects have, itself among them."""
+        every = self._of_subject.values()
         return {
-            name: frozenset(other for own in of_subject.values() if name in own for other in own)
-            - {name}
+            name: frozenset(other for own in every if name in own for other in own)
             for name in self.templates
         }
 
-    def asked_more(self, fact: Fact) -> bool:
-        """Tell whether other questions about subjects of its kind are known: some of them have other facts.
-
-        Args:
-            fact: whose subject it is.
-        """
-        return bool(self._sharing[fact.relation])
-
-    def _akin(self, relation: str) -> tuple[str, ...]:
-        """Return relations that the same subjects have, or else all others."""
-        shared = self._sharing[relation]
-        return tuple(sorted(shared)) or tuple(one for one in self.templates if one != relation)
+    def _akin(self, fact: Fact) -> list[str]:
+        """Return relations of which the subject has no fact here: such as its kind has, or else any."""
+        own = self._of_subject[fact.subject]
+        return sorted(self._sharing[fact.relation] - own) or sorted(set(self.templates) - own)
 
     def wordings(self, fact: Fact, most: int, seed: int) -> tuple[str, ...]:
         """Return prompts that ask for the same fact, its own first, seeded.
@@ -107,7 +104,7 @@ class Facts:
         return tuple(fact.say(template) for template in [*own, *lent][:most])
 
     def other_questions(self, fact: Fact, most: int, seed: int) -> tuple[str, ...]:
-        """Return prompts that ask something else about the same subject, seeded.
+        """Return prompts that ask something else about the same subject, which no fact here answers, seeded.
 
         Args:
             fact: whose subject it is.
@@ -115,7 +112,7 @@ class Facts:
             seed: of the choice.
         """
         chance = Random(f"other {seed} {fact.request.id}")
-        akin = list(self._akin(fact.relation))
+        akin = self._akin(fact)
         chance.shuffle(akin)
         # Relations in turn, so that few questions ask of many.
         found = [chance.choice(self.templates[name]) for name in akin]

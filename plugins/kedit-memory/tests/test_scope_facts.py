@@ -46,6 +46,16 @@ def test_other_questions_are_about_the_same_subject_in_relations_of_its_kind():
     assert not any("played" in one for one in asked)  # no country has an instrument
 
 
+def test_what_another_fact_answers_is_no_other_question():
+    facts = facts_of(REQUESTS)
+    known = {(fact.subject, fact.relation) for fact in facts.facts}
+    for fact in facts.facts:
+        for asked in facts.other_questions(fact, 20, seed=0):
+            for subject, relation in known:
+                said = {one.replace("{}", subject) for one in facts.templates[relation]}
+                assert subject != fact.subject or asked not in said
+
+
 def test_a_relation_that_shares_no_subject_is_confused_with_all_others():
     facts = facts_of(REQUESTS)
     asked = facts.other_questions(facts.facts[-1], 20, seed=0)

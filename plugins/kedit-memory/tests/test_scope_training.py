@@ -43,7 +43,6 @@ def examples(seed, facts=FACTS):
         neighbours=torch.arange(facts)[:, None] + count + facts,
         named=torch.zeros(facts, 0),
         subjects=tuple(f"{seed} {n}" for n in range(facts)),
-        known=torch.ones(facts, dtype=torch.bool),
     )
 
 

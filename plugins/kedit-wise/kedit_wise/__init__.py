@@ -46,7 +46,9 @@ def compute_delta(
 
 
 @hookimpl
-def apply_delta(model: "PreTrainedModel", delta: "Delta") -> "Applied":
+def apply_delta(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", delta: "Delta"
+) -> "Applied":
     """Let the memory speak where a prompt stirs it."""
     from kedit_wise.beside import Beside
 

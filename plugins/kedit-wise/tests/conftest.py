@@ -10,11 +10,13 @@ from kedit_core.testing.facts import RELATIONS, edit_of
 from kedit_core.testing.facts import facts as all_facts
 from kedit_core.testing.kernels import interpreter, write_compiled
 from kedit_core.testing.training import FAMILIES
+from kedit_memory.lexicons import lexicon_of
 from kedit_memory.pooling import sites_of
+from kedit_memory.scope_calibration import calibrated
 from kedit_memory.scope_examples import examples_of
 from kedit_memory.scope_facts import facts_of
 from kedit_memory.scope_files import BEST, StoredScope, made_for, write_scope
-from kedit_memory.scope_training import Lesson, calibrated, train_scope
+from kedit_memory.scope_training import Lesson, train_scope, untrained
 
 JUDGED = 3
 """The first facts of each relation: edited, so that no classifier is trained on them."""
@@ -59,11 +61,13 @@ def classifiers(models, learned, tmp_path_factory):
         model, tokenizer = trained_model(family, cache_folder=models)
         weights, progress = Weights(model), Progress()
         sites = sites_of(weights.layout)
+        lexicon = lexicon_of((one.prompt for one in learned[0]), 1024)
         training, validation = (
-            examples_of(model, tokenizer, facts_of(some), sites, progress) for some in learned
+            examples_of(model, tokenizer, facts_of(some), sites, progress, lexicon=lexicon)
+            for some in learned
         )
         lesson = Lesson(width=64, steps=300, lr=3e-3)
-        trained = train_scope(training, sites, lesson, progress)
+        trained = train_scope(training, untrained(sites, lexicon), lesson, progress)
         classifier, _ = calibrated(
             trained, validation, training, rejects=0.98, rejects_same_subject=0.9
         )
