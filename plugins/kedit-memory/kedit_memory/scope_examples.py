@@ -8,12 +8,12 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.progress import Progress
-from kedit_core.tokens import encode
+from kedit_core.tokens import Ids, encode
 from kedit_memory.encoders import Encoder
 from kedit_memory.garbling import garbled, pieces_of
 from kedit_memory.lexicons import Lexicon
 from kedit_memory.pooling import Sites
-from kedit_memory.readers import reader_of
+from kedit_memory.readers import Reader, reader_of
 from kedit_memory.scope import named_in
 from kedit_memory.scope_facts import Facts
 
@@ -27,7 +27,7 @@ class Examples:
 
     Attributes:
         states: (prompts, features) float32, and the words of the prompts behind, if a lexicon reads them.
-        wordings: (facts, most) places of each fact's wordings in ``pooled``, its own prompt first, -1
+        wordings: (facts, most) places of each fact's wordings in ``states``, its own prompt first, -1
             behind the last.
         garbled: (facts, most) places of garbled wordings of each fact, likewise.
         others: (facts, most) places of other questions about each fact's subject, likewise.
@@ -89,18 +89,24 @@ def examples_of(
     places: dict[str, int] = {}
     tables = [_table(kind, places) for kind in (said, made_up, asked, near)]
     ids = [one.ids for one in encode(tokenizer, list(places), chat)]
-    states, reader = [], reader_of(model, tokenizer, source, model.device, lexicon)
+    subjects = tuple(fact.subject for fact in facts.facts)
+    return Examples(
+        states=_read(reader_of(model, tokenizer, source, model.device, lexicon), ids, progress),
+        **dict(zip(_TABLES, tables, strict=True)),
+        named=named_in(lexicon, subjects),
+        subjects=subjects,
+    )
+
+
+def _read(reader: Reader, ids: Sequence[Ids], progress: Progress) -> Tensor:
+    """Return the states of prompts, (prompts, features)."""
+    states = []
     with progress.task("reading what asks the same and what does not", len(ids), "prompts") as done:
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
             states.append(reader.states(some, alone=False))
             done(len(some))
-    return Examples(
-        states=torch.cat(states),
-        **dict(zip(_TABLES, tables, strict=True)),
-        named=named_in(lexicon, [fact.subject for fact in facts.facts]),
-        subjects=tuple(fact.subject for fact in facts.facts),
-    )
+    return torch.cat(states)
 
 
 def _table(texts: Sequence[tuple[str, ...]], places: dict[str, int]) -> Tensor:

@@ -35,7 +35,7 @@ def source_of(layout: ModelLayout, settings: ScopeTraining) -> Sites | Encoder:
     return described(settings.encoder, settings.pooling)
 
 
-@frozen(kw_only=True)
+@frozen
 class Scoping:
     """How a classifier is trained beside a base.
 

@@ -82,21 +82,19 @@ class Training:
             RequestError: a fact to train on is to be judged too, or facts are too few.
             KeditError: prompts are to be rendered through a chat template that ``language`` does not have.
         """
-        for source in (*earlier, *shards):
-            check_disjoint(source.requests, judged)
+        for one in (*earlier, *shards):
+            check_disjoint(one.requests, judged)
         self.folder = Path(plan.out)
         self._model, self._tokenizer, self._plan = model, tokenizer, plan
         self._progress, self._say = progress or Progress(), say or (lambda _: None)
         self._team, self._weights = team, Weights(model)
-        read_by = source_of(self._weights.layout, plan.scope)
-        self._scoping = Scoping(
-            model=model, tokenizer=tokenizer, plan=plan, source=read_by, progress=self._progress
-        )
+        source = source_of(self._weights.layout, plan.scope)
+        self._scoping = Scoping(model, tokenizer, plan, source, self._progress)
         self._language = _language_in(plan, language)
         reader = tokenizer if self._language is None else self._language.tokenizer
         edited = {normal(text) for one in judged for text in (one.prompt, *one.paraphrases)}
-        self._earlier = [prepared(source, reader, plan, edited) for source in earlier]
-        self._shards = [prepared(source, reader, plan, edited) for source in shards]
+        self._earlier = [prepared(one, reader, plan, edited) for one in earlier]
+        self._shards = [prepared(one, reader, plan, edited) for one in shards]
         self._stop = stop_of(reader)
         self._made_for = made_for(self._weights, tokenizer)
         self._began = perf_counter()
