@@ -93,7 +93,7 @@ class CounterfactualTraining:
     accumulate: int = field(default=1, validator=validators.ge(1))
     lr: float = field(default=1e-3, validator=validators.gt(0))
     random_targets: float = field(default=0.5, validator=[validators.ge(0), validators.le(1)])
-    locality: float = field(default=0.3, validator=validators.ge(0))
+    locality: float = field(default=0.05, validator=validators.ge(0))
     validate: int = field(default=100, validator=validators.ge(1))
     patience: int = field(default=5, validator=validators.ge(1))
     replay: float = field(default=0.5, validator=_share)
