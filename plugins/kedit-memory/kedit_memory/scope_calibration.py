@@ -41,7 +41,8 @@ def calibrated(
     The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
     the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
     others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
-    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m.
+    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m. Of other questions those count
+    that subjects of that kind have, where any are known: nonsense about a subject is asked by nobody.
 
     Args:
         classifier: trained.
@@ -52,8 +53,10 @@ def calibrated(
     """
     memory = torch.cat([_edits(classifier, one) for one in (examples, crowd)])
     inside, right = _wordings(classifier, examples, memory)
+    asked = examples.asked_more if examples.asked_more.any() else ~examples.asked_more
     outside = {
-        kind: _nearest(classifier, examples, kind, memory) for kind in ("neighbours", "others")
+        "neighbours": _nearest(classifier, examples, examples.neighbours, memory),
+        "others": _nearest(classifier, examples, examples.others[asked], memory),
     }
     wanted = {"neighbours": rejects, "others": rejects_same_subject}
     edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
@@ -112,8 +115,9 @@ def _wordings(
     return best, place == own
 
 
-def _nearest(classifier: ScopeClassifier, examples: Examples, kind: str, memory: Tensor) -> Tensor:
-    table: Tensor = getattr(examples, kind)
+def _nearest(
+    classifier: ScopeClassifier, examples: Examples, table: Tensor, memory: Tensor
+) -> Tensor:
     return top_one(classifier.embed(examples.states[table[table >= 0]]), memory)[0]
 
 
@@ -125,7 +129,7 @@ def _strangers(classifier: ScopeClassifier, examples: Examples) -> Tensor:
     memory = _edits(classifier, examples)
     if len(memory) < 2:
         return torch.empty(0)
-    found = [_nearest(classifier, examples, "neighbours", memory)]
+    found = [_nearest(classifier, examples, examples.neighbours, memory)]
     for own, subject in enumerate(examples.subjects):
         strange = torch.tensor([one != subject for one in examples.subjects])
         table = examples.wordings[own]

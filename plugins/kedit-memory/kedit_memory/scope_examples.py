@@ -34,6 +34,8 @@ class Examples:
         neighbours: (facts, most) places of probes that an edit of each fact must leave alone, likewise.
         named: (facts, words) the subjects, as the lexicon gives them.
         subjects: of the facts.
+        asked_more: (facts,) bool, whether the other questions are such as subjects of that kind have; else they
+            may make no sense.
     """
 
     states: Tensor = field(repr=False)
@@ -43,6 +45,7 @@ class Examples:
     neighbours: Tensor = field(repr=False)
     named: Tensor = field(repr=False)
     subjects: tuple[str, ...] = field(repr=False)
+    asked_more: Tensor = field(repr=False)
 
     def __len__(self) -> int:
         """Return the number of facts."""
@@ -95,6 +98,7 @@ def examples_of(
         **dict(zip(_TABLES, tables, strict=True)),
         named=named_in(lexicon, subjects),
         subjects=subjects,
+        asked_more=torch.tensor([facts.asked_more(fact) for fact in facts.facts]),
     )
 
 
@@ -130,6 +134,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
         **tables,
         named=torch.cat([one.named for one in parts]),
         subjects=tuple(subject for one in parts for subject in one.subjects),
+        asked_more=torch.cat([one.asked_more for one in parts]),
     )
 
 

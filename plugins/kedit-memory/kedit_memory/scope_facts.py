@@ -85,6 +85,14 @@ class Facts:
             for name in self.templates
         }
 
+    def asked_more(self, fact: Fact) -> bool:
+        """Tell whether subjects like that of a fact have other facts, so that it is known what else is asked.
+
+        Args:
+            fact: whose subject it is.
+        """
+        return bool(self._sharing[fact.relation] - self._of_subject[fact.subject])
+
     def _akin(self, fact: Fact) -> list[str]:
         """Return relations of which the subject has no fact here: such as its kind has, or else any."""
         own = self._of_subject[fact.subject]

@@ -56,6 +56,13 @@ def test_what_another_fact_answers_is_no_other_question():
                 assert subject != fact.subject or asked not in said
 
 
+def test_it_knows_of_which_subjects_more_is_asked():
+    facts = facts_of(REQUESTS)
+    found = {(one.subject, one.relation): facts.asked_more(one) for one in facts.facts}
+    assert found["Peru", "capital"]  # as Mali, it may be asked for its currency
+    assert not found["Mozart", "instrument"]
+
+
 def test_a_relation_that_shares_no_subject_is_confused_with_all_others():
     facts = facts_of(REQUESTS)
     asked = facts.other_questions(facts.facts[-1], 20, seed=0)

@@ -43,6 +43,7 @@ def examples(seed, facts=FACTS):
         neighbours=torch.arange(facts)[:, None] + count + facts,
         named=torch.zeros(facts, 0),
         subjects=tuple(f"{seed} {n}" for n in range(facts)),
+        asked_more=torch.ones(facts, dtype=torch.bool),
     )
 
 
@@ -158,3 +159,15 @@ def test_words_find_a_subject_where_the_rest_of_a_prompt_says_nothing():
     mapped = ready.embed(held.states)[:, : LESSON.width]
     place = top_one(mapped[held.garbled[:, 0]], mapped[held.wordings[:, 0]])[1]
     assert float((place == torch.arange(FACTS)).float().mean()) < 0.3
+
+
+def test_nonsense_about_a_subject_sets_no_threshold_where_real_questions_are_known(trained):
+    held, crowd = examples(1), examples(0)
+    asked = torch.arange(FACTS) < FACTS // 2
+    strange = torch.where(asked[:, None], held.others, held.wordings[:, 1:2])  # as near as can be
+    mixed = evolve(held, others=strange, asked_more=asked)
+    shares = {"rejects": 0.5, "rejects_same_subject": 0.95}
+    ready, found = calibrated(trained, mixed, crowd, **shares)
+    every, _ = calibrated(trained, evolve(mixed, asked_more=~asked & asked), crowd, **shares)
+    assert ready.threshold < every.threshold
+    assert found.rejected["others"] >= 0.9
