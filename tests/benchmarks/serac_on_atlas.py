@@ -11,9 +11,12 @@ percent by exact match, for each number of edits in memory:
 * near: neighbours whose answer is as before (those that are edits themselves left out); same subject: other
   questions about edited subjects that meet no edit; kept: the change in right answers to unrelated facts.
 
-Then one table of the trained projection beside raw cosine and an untrained projection: AUC by kind of hard
-negative, and the share of paraphrases that are accepted where 98 % of the neighbours are rejected. Exits 1 when
-a bar is missed. ``serac_costs.py`` measures time and room.
+Then one table of the trained projection beside raw cosine, an untrained projection and, where the checkpoint
+holds one, the re-ranker: AUC by kind of hard negative, and the shares of paraphrases, and of wordings that no
+fact was ever trained in, that are accepted where 98 % of the neighbours are rejected, and the shares of other
+questions about edited subjects that meet an edit there, asked in wordings of the training and in new ones.
+``--scope`` prints this table alone; the counterfactual model need not be trained for it. Exits 1 when a bar is
+missed. ``serac_costs.py`` measures time and room.
 """
 
 import random
@@ -31,8 +34,9 @@ from rich.table import Table
 from kedit_atlas.world import load_world
 from kedit_core import Editor, EditRequest, Plugins
 from kedit_core.cli.screen import print_json, quiet_transformers, screen
-from kedit_core.tokens import encode, encode_target
-from kedit_memory.pooling import pooled_states
+from kedit_core.tokens import Ids, encode, encode_target
+from kedit_memory.readers import reader_of
+from kedit_memory.rerankers import Reranking
 from kedit_memory.scope import ScopeClassifier, top_one
 from kedit_memory.scope_training import auc_of
 from kedit_serac.checkpoints import read
@@ -56,6 +60,8 @@ class Kinds:
     """Prompts of one memory, by what should become of them."""
 
     paraphrases: Sequence[tuple[str, int]]  # with the place of their edit
+    unseen: Sequence[tuple[str, int]]  # likewise
+    same_subject_unseen: Sequence[str]
     near: Sequence[str]
     same_subject: Sequence[str]
     same_relation: Sequence[str]
@@ -94,11 +100,12 @@ class Bench:
         """Return hard negatives by kind, from what the world knows of the same subjects and relations."""
         world = load_world()
         pairs = {(one.subject, one.extra["relation"]) for one in facts}
-        same_subject, same_relation = [], []
+        same_subject, same_relation, in_new_words = [], [], []
         for one in facts:
             for fact in world.by_subject[str(one.subject)]:
                 if (fact.subject, fact.relation.name) not in pairs:
                     same_subject.append(fact.openings[0])
+                    in_new_words += fact.unseen
             others = world.of_relation(str(one.extra["relation"]))
             fact = self._chance.choice(others)
             if (fact.subject, fact.relation.name) not in pairs:
@@ -107,6 +114,8 @@ class Bench:
         near = [p.prompt for one in facts for p in one.locality if p.group == "near"]
         return Kinds(
             paraphrases=[(text, n) for n, one in enumerate(facts) for text in one.paraphrases],
+            unseen=[(text, n) for n, one in enumerate(facts) for text in one.extra["unseen"]],
+            same_subject_unseen=list(dict.fromkeys(in_new_words)),
             near=list(dict.fromkeys(near)),
             same_subject=list(dict.fromkeys(same_subject)),
             same_relation=list(dict.fromkeys(same_relation)),
@@ -180,30 +189,54 @@ class Bench:
         return hits / len(rows)
 
     def projections(self, edits: int) -> dict[str, dict[str, float]]:
-        """Return, for the trained projection and its controls, AUC by kind and what is accepted."""
+        """Return, for what decides and its controls, AUC by kind and what is accepted."""
         facts = self.facts(edits)
         kinds, trained = self.kinds(facts), self.checkpoint.classifier
-        states = {
-            name: self._states(trained, list(texts))
+        prompts = {
+            name: [one.ids for one in encode(self.editor.tokenizer, list(texts))]
             for name, texts in {
                 "edits": [one.prompt for one in facts],
                 "paraphrases": [text for text, _ in kinds.paraphrases],
+                "never trained": [text for text, _ in kinds.unseen],
                 "near": kinds.near,
                 "same subject": kinds.same_subject,
+                "same subject, new words": kinds.same_subject_unseen,
                 "same relation": kinds.same_relation,
                 "random": kinds.random,
             }.items()
         }
-        own = torch.tensor([place for _, place in kinds.paraphrases])
-        return {name: _compared(embed, states, own) for name, embed in _controls(trained).items()}
+        reader = reader_of(self.editor.model, self.editor.tokenizer, trained.source)
+        states = {name: reader.states(ids, alone=False) for name, ids in prompts.items()}
+        own = {
+            "paraphrases": torch.tensor([place for _, place in kinds.paraphrases]),
+            "never trained": torch.tensor([place for _, place in kinds.unseen]),
+        }
+        found = {}
+        for name, embed in _controls(trained).items():
+            memory = embed(states["edits"])
+            best = {kind: top_one(embed(one), memory) for kind, one in states.items() if len(one)}
+            found[name] = _compared(best, own)
+        if self.checkpoint.reranker is not None:
+            found["re-ranker"] = _compared(self._reranked(prompts, states), own)
+        return found
 
-    def _states(self, classifier: ScopeClassifier, texts: Sequence[str]) -> torch.Tensor:
-        ids = [one.ids for one in encode(self.editor.tokenizer, texts)]
-        return pooled_states(self.editor.model, classifier.sites, ids, alone=False)
+    def _reranked(
+        self, prompts: Mapping[str, Sequence[Ids]], states: Mapping[str, torch.Tensor]
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Return the largest logit of every prompt, and whose it is, by kind."""
+        reranker, embed = self.checkpoint.reranker, self.checkpoint.classifier.embed
+        assert reranker is not None
+        search = Reranking(self.editor.model, reranker, embed(states["edits"]), prompts["edits"])
+        found = {}
+        for kind, ids in prompts.items():
+            if ids and kind != "edits":
+                best, place = search.best(embed(states[kind]), ids, alone=False)
+                found[kind] = (best.clamp(-1e4, 1e4), place)
+        return found
 
 
 def _controls(trained: ScopeClassifier) -> dict[str, Any]:
-    """Return what turns pooled states into directions: trained, raw, and projected at random."""
+    """Return what turns states into directions: trained, raw, and projected at random."""
     chance = torch.Generator().manual_seed(0)
     matrix = torch.randn(trained.projection.shape, generator=chance)
     normalize = torch.nn.functional.normalize
@@ -215,21 +248,30 @@ def _controls(trained: ScopeClassifier) -> dict[str, Any]:
 
 
 def _compared(
-    embed: Any, states: Mapping[str, torch.Tensor], own: torch.Tensor
+    best: Mapping[str, tuple[torch.Tensor, torch.Tensor]], own: Mapping[str, torch.Tensor]
 ) -> dict[str, float]:
-    memory = embed(states["edits"])
-    best, place = top_one(embed(states["paraphrases"]), memory)
-    nearest = {
-        name: top_one(embed(found), memory)[0]
-        for name, found in states.items()
-        if name not in ("edits", "paraphrases") and len(found)
+    """Return AUC of the paraphrases by kind, and what is accepted where enough neighbours are rejected.
+
+    Args:
+        best: by kind, the largest score of each prompt and whose it is.
+        own: whose it should be, of the paraphrases and of the wordings never trained.
+    """
+    inside, _ = best["paraphrases"]
+    scores = {
+        name: 100 * auc_of(inside, near)
+        for name, (near, _) in best.items()
+        if name not in (*own, "edits")
     }
-    threshold = nearest["near"].quantile(REJECTED)
-    accepted = 100 * float(((place == own) & (best >= threshold)).float().mean())
-    return {
-        **{name: 100 * auc_of(best, near) for name, near in nearest.items()},
-        "accepted": accepted,
-    }
+    threshold = best["near"][0].quantile(REJECTED)
+    for name, wanted in own.items():
+        near, place = best[name]
+        accepted = (place == wanted) & (near >= threshold)
+        title = "accepted" if name == "paraphrases" else f"accepted, {name}"
+        scores[title] = 100 * float(accepted.float().mean())
+    for name in ("same subject", "same subject, new words"):
+        if name in best:
+            scores[f"met, {name}"] = 100 * float((best[name][0] >= threshold).float().mean())
+    return scores
 
 
 def missed(judged: Mapping[int, Mapping[str, float]], accepted: float) -> list[str]:
@@ -255,19 +297,23 @@ def main(
     checkpoint: Annotated[Path, typer.Option("--checkpoint")],
     edits: Annotated[list[int], typer.Option("--edits")] = [100, 1000],  # noqa: B006
     seed: int = 0,
+    scope_only: Annotated[bool, typer.Option("--scope")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Judge a checkpoint and print its scores."""
     torch.set_num_threads(1)
     bench = Bench(model, checkpoint, seed)
-    alone = bench.unseen_targets()
-    judged = {number: {**bench.judged(number), **alone} for number in edits}
+    judged: dict[int, dict[str, float]] = {}
+    if not scope_only:
+        alone = bench.unseen_targets()
+        judged = {number: {**bench.judged(number), **alone} for number in edits}
     compared = bench.projections(max(edits))
     complaints = missed(judged, compared["trained"]["accepted"])
     if as_json:
         print_json({"judged": judged, "projections": compared})
     else:
-        show(f"{model}, edits in memory", {str(n): one for n, one in judged.items()})
+        if judged:
+            show(f"{model}, edits in memory", {str(n): one for n, one in judged.items()})
         show("projections: AUC by kind, and paraphrases accepted", compared)
         for complaint in complaints:
             screen().print(f"missed: {complaint}")

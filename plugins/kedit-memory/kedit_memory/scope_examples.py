@@ -8,7 +8,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.progress import Progress
-from kedit_core.tokens import encode
+from kedit_core.tokens import Ids, encode
 from kedit_memory.encoders import Encoder
 from kedit_memory.pooling import Sites
 from kedit_memory.readers import reader_of
@@ -27,12 +27,16 @@ class Examples:
             behind the last.
         others: (facts, most) places of other questions about each fact's subject, likewise.
         neighbours: (facts, most) places of probes that an edit of each fact must leave alone, likewise.
+        prompts: token ids of the base of each place; empty where nobody reads them.
+        subjects: of each fact, likewise.
     """
 
     pooled: Tensor = field(repr=False)
     wordings: Tensor = field(repr=False)
     others: Tensor = field(repr=False)
     neighbours: Tensor = field(repr=False)
+    prompts: tuple[Ids, ...] = field(default=(), repr=False)
+    subjects: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Return the number of facts."""
@@ -80,7 +84,14 @@ def examples_of(
             pooled.append(reader.states(some, alone=False))
             done(len(some))
     first, second, third = tables
-    return Examples(pooled=torch.cat(pooled), wordings=first, others=second, neighbours=third)
+    return Examples(
+        pooled=torch.cat(pooled),
+        wordings=first,
+        others=second,
+        neighbours=third,
+        prompts=tuple(ids),
+        subjects=tuple(fact.subject for fact in facts.facts),
+    )
 
 
 def _table(texts: Sequence[tuple[str, ...]], places: dict[str, int]) -> Tensor:
@@ -99,7 +110,12 @@ def joined(parts: Sequence[Examples]) -> Examples:
         )
         for name in ("wordings", "others", "neighbours")
     }
-    return Examples(pooled=torch.cat([one.pooled for one in parts]), **tables)
+    return Examples(
+        pooled=torch.cat([one.pooled for one in parts]),
+        prompts=tuple(ids for one in parts for ids in one.prompts),
+        subjects=tuple(name for one in parts for name in one.subjects),
+        **tables,
+    )
 
 
 def _shifted(table: Tensor, by: int) -> Tensor:

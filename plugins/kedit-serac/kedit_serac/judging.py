@@ -11,8 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from kedit_core.scoring import score_answers
 from kedit_core.tokens import Ids, encode, encode_target
+from kedit_memory.finders import Finder
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.readers import reader_of
+from kedit_memory.rerankers import Reranker
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import Counterfactual, head_of
@@ -58,6 +60,7 @@ def exam_of(
     facts: Facts,
     asked: Sequence[Asked],
     classifier: ScopeClassifier,
+    reranker: Reranker | None,
     *,
     most: int,
     chat: bool,
@@ -78,17 +81,19 @@ def exam_of(
             answer = encode_target(tokenizer, prompt, f" {probe.answers[0]}")
             probes.append(Probe(prompt=prompt.ids, answer=answer))
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    prompts = [*(one.wordings[0] for one in some), *(one.prompt for one in probes)]
     reader = reader_of(model, tokenizer, classifier.source, model.device)
-    states = reader.states(prompts, alone=False)
-    found = classifier.embed(states)
-    match = classifier.match(found[len(some) :], found[: len(some)])
+    stored = [one.wordings[0] for one in some]
+    memory = classifier.embed(reader.states(stored, alone=False))
+    beside = (model, tokenizer, classifier, memory.to(model.device))
+    finder = Finder(*beside, reranker=reranker, prompts=stored)
+    left = [one.prompt for one in probes]
+    met = finder.of(left).edit.cpu() if left else torch.empty(0, dtype=torch.long)
     return Exam(
         edits=edits,
         copies=drawn(some, len(some), 1.0, vocabulary, chance),
         probes=probes,
         known=torch.tensor([one.exact for one in answered]),
-        met=match.edit,
+        met=met,
         stored=[row_of(one, 0, 0, 0) for one in some],
     )
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from kedit_core.tokens import Ids
+from kedit_memory.decoders import padded
 from kedit_serac.config import CounterfactualTraining
-from kedit_serac.counterfactual import Counterfactual, edit_text, head_of, padded
+from kedit_serac.counterfactual import Counterfactual, edit_text, head_of
 from kedit_serac.rows import Asked, Batch, Row, batch_of, drawn
 
 _WARM = 20  # one part of so many of the steps

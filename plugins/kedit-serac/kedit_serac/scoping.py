@@ -4,17 +4,20 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 
 from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
 from kedit_memory.encoders import Encoder, described
 from kedit_memory.pooling import Sites, sites_of
+from kedit_memory.reranker_calibration import calibrated_reranker
+from kedit_memory.reranker_training import RerankingLesson, train_reranker
+from kedit_memory.rerankers import Reranker
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_examples import Examples, examples_of, joined
 from kedit_memory.scope_facts import Facts
 from kedit_memory.scope_training import Calibration, Lesson, calibrated, train_scope
-from kedit_serac.config import ScopeTraining
+from kedit_serac.config import RerankerTraining, ScopeTraining
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.shards import Prepared
 
@@ -47,6 +50,21 @@ def untrained(source: Sites | Encoder) -> ScopeClassifier:
 
 
 @frozen(kw_only=True)
+class Scoped:
+    """What the scope side of a training ends with.
+
+    Attributes:
+        classifier: calibrated.
+        calibration: what decides does on the validation split, the re-ranker where there is one.
+        reranker: calibrated, or None.
+    """
+
+    classifier: ScopeClassifier
+    calibration: Calibration
+    reranker: Reranker | None = None
+
+
+@frozen(kw_only=True)
 class Scoping:
     """How a classifier is trained beside a base.
 
@@ -64,10 +82,8 @@ class Scoping:
     source: Sites | Encoder
     progress: Progress = field(repr=False)
 
-    def learned(
-        self, parts: Sequence[Prepared], start: ScopeClassifier
-    ) -> tuple[ScopeClassifier, Calibration]:
-        """Return the classifier of all shards so far, calibrated on their validation splits.
+    def learned(self, parts: Sequence[Prepared], start: ScopeClassifier) -> "Scoped":
+        """Return the classifier of all shards so far, and the re-ranker if one is asked for, calibrated.
 
         Args:
             parts: all shards so far.
@@ -87,13 +103,34 @@ class Scoping:
         fresh = start.projection.numel() == 0
         about = (training, start.sites, lesson, self.progress)
         trained = train_scope(*about, start=None if fresh else start)
-        return calibrated(
+        classifier, found = calibrated(
             evolve(trained, encoder=start.encoder),
             validation,
             training,
             rejects=settings.rejects,
             rejects_same_subject=settings.rejects_same_subject,
         )
+        scoped = Scoped(classifier=classifier, calibration=found)
+        return scoped if settings.reranker is None else self._reranked(scoped, training, validation)
+
+    def _reranked(self, scoped: "Scoped", training: Examples, validation: Examples) -> "Scoped":
+        settings, how = self.plan.scope, self.plan.scope.reranker or RerankerTraining()
+        names = [one.name for one in fields(RerankingLesson) if one.name != "seed"]
+        lesson = RerankingLesson(
+            seed=self.plan.seed, **{name: getattr(how, name) for name in names}
+        )
+        beside = (self.model, scoped.classifier)
+        reranker, found = calibrated_reranker(
+            *beside,
+            train_reranker(*beside, training, lesson, self.progress),
+            validation,
+            training,
+            rejects=settings.rejects,
+            rejects_same_subject=settings.rejects_same_subject,
+            recall=how.recall,
+            seed=self.plan.seed,
+        )
+        return evolve(scoped, reranker=reranker, calibration=found)
 
     def _examples(self, facts: Facts, edited: Collection[str]) -> Examples:
         settings = self.plan.scope

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from kedit_core.tokens import Ids
+from kedit_memory.decoders import Padded, Text, padded
 from kedit_memory.passages import Passage
-from kedit_serac.counterfactual import Counterfactual, Padded, Text, head_of, padded
+from kedit_serac.counterfactual import Counterfactual, head_of
 
 _UNSAID = -1
 _NO_TOKEN = -1

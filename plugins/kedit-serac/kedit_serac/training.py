@@ -19,11 +19,11 @@ from kedit_core.config import as_mapping
 from kedit_core.errors import KeditError
 from kedit_core.progress import Progress
 from kedit_core.untouched import at_rest
+from kedit_memory.decoders import shape_for
 from kedit_memory.disjoint import check_disjoint
-from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_serac.checkpoints import BEST, LAST, Checkpoint, made_for, read, write
-from kedit_serac.counterfactual import new_counterfactual, shape_for
+from kedit_serac.counterfactual import new_counterfactual
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
@@ -154,17 +154,18 @@ class Training:
         scope: Mapping[str, float] = start.about.get("scope", {})
         checkpoint = start
         if not resumed:
-            classifier, found = self._scoping.learned([*known, own], start.classifier)
+            scoped = self._scoping.learned([*known, own], start.classifier)
+            found = scoped.calibration
             scope = {
                 "scope/auc_val": min(found.auc.values(), default=0.0),
                 "scope/accepted_val": found.accepted,
                 **{f"scope/rejected_{kind}_val": one for kind, one in found.rejected.items()},
             }
-            checkpoint = evolve(start, classifier=classifier)
+            checkpoint = evolve(start, classifier=scoped.classifier, reranker=scoped.reranker)
         model = checkpoint.counterfactual()
         lessons = Lessons(self._model, model, plan.counterfactual, self._stop, plan.seed)
         lessons.go_on(dict(start.state) if resumed else {})
-        exams = self._exams([*known, own], checkpoint.classifier)
+        exams = self._exams([*known, own], checkpoint)
         shard = Shard(
             own=own.asked[0],
             earlier=[one for part in known for one in part.asked[0]],
@@ -210,7 +211,7 @@ class Training:
                 now = evolve(now, ended=last or now.stale >= settings.patience)
                 yield now, scores
 
-    def _exams(self, parts: Sequence[Prepared], classifier: ScopeClassifier) -> dict[str, Exam]:
+    def _exams(self, parts: Sequence[Prepared], checkpoint: Checkpoint) -> dict[str, Exam]:
         exams = {}
         for place, suffix in enumerate(("train", "val")):
             facts = Facts(facts=tuple(one for part in parts for one in part.facts[place].facts))
@@ -220,7 +221,8 @@ class Training:
                 self._tokenizer,
                 facts,
                 asked,
-                classifier,
+                checkpoint.classifier,
+                checkpoint.reranker,
                 most=_EXAM,
                 chat=self._plan.chat,
                 vocabulary=int(self._model.get_output_embeddings().weight.shape[0]),

@@ -13,7 +13,15 @@ from kedit_core.testing import trained_model
 from kedit_core.testing.facts import RELATIONS, edit_of, facts
 from kedit_core.testing.kernels import interpreter, write_compiled
 from kedit_core.testing.training import FAMILIES
-from kedit_memory import pooling, readers, scope, scope_examples, scope_facts, scope_training
+from kedit_memory import (
+    decoders,
+    pooling,
+    readers,
+    scope,
+    scope_examples,
+    scope_facts,
+    scope_training,
+)
 from kedit_serac import counterfactual, lessons, rows, scoping
 from kedit_serac.checkpoints import BEST
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
@@ -25,7 +33,7 @@ JUDGED = 3
 """The first facts of each relation: edited and judged, so nothing is trained on them."""
 
 MADE_BY = (
-    *(pooling, readers, scope, scope_examples, scope_facts, scope_training),
+    *(decoders, pooling, readers, scope, scope_examples, scope_facts, scope_training),
     *(counterfactual, lessons, rows, scoping),
 )
 """What decides a trained checkpoint: when one of these modules changes, it is trained anew."""

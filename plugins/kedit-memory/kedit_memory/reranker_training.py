@@ -1,0 +1,204 @@
+"""Training of a re-ranker: it reads queries with what the search brings up for them, right and wrong.
+
+A step takes queries of all kinds: other wordings of facts, other questions about their subjects, neighbours.
+Each is read with the edit that it asks for, if there is one, and with some of its candidates, which are the
+hard ones: of the same relation, about the same subject, or near by what the search goes by. The loss is binary
+cross-entropy.
+
+Some wordings are spoilt: tokens that not all wordings of the fact share give way to others, drawn from all
+prompts. So the re-ranker learns to know a question by its subject too, as long as nothing says that something
+else is asked.
+"""
+
+# Nothing here is secret: the draws only have to come out the same everywhere.
+# ruff: noqa: S311
+
+from functools import cached_property
+from random import Random
+from typing import Any
+
+import torch
+from attrs import evolve, frozen
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from kedit_core.progress import Progress
+from kedit_core.tokens import Ids
+from kedit_memory.cross_encoders import Pair, new_cross_encoder
+from kedit_memory.decoders import padded, shape_for
+from kedit_memory.rerankers import Reranker, Reranking
+from kedit_memory.scope import ScopeClassifier
+from kedit_memory.scope_examples import Examples
+
+_KINDS = ("wordings", "wordings", "others", "neighbours")
+_BETAS = (0.9, 0.98)
+_WARM = 20  # one part of so many of the steps
+_CLIP = 1.0
+
+
+@frozen(kw_only=True)
+class RerankingLesson:
+    """How a re-ranker is trained.
+
+    Attributes:
+        candidates: edits that are read with a prompt, by cosine.
+        sparse: more of them, by BM25; 0 for none.
+        blocks: of the cross-encoder.
+        heads: of its attention; None takes one for every 64 of its width.
+        steps: of AdamW.
+        queries: of a step.
+        negatives: candidates of each query that are read in a step.
+        lr: at the most; it rises over the first twentieth and falls to nothing over the second half.
+        spoilt: share of the wordings of which tokens give way to others.
+        seed: of the draws and of the weights at the start.
+    """
+
+    candidates: int = 8
+    sparse: int = 8
+    blocks: int = 2
+    heads: int | None = None
+    steps: int = 800
+    queries: int = 24
+    negatives: int = 2
+    lr: float = 1e-3
+    spoilt: float = 0.5
+    seed: int = 0
+
+
+def train_reranker(
+    base: Any,
+    classifier: ScopeClassifier,
+    examples: Examples,
+    lesson: RerankingLesson,
+    progress: Progress,
+) -> Reranker:
+    """Return a re-ranker that was trained on examples; gates and threshold are not calibrated yet.
+
+    Args:
+        base: lends its embeddings; it stays as it is.
+        classifier: trained; its directions find candidates.
+        examples: of facts that are not judged later, with their prompts.
+        lesson: how to train.
+        progress: hears how far it is.
+    """
+    shape = shape_for(base, lesson.blocks, lesson.heads)
+    device = base.get_input_embeddings().weight.device
+    model = new_cross_encoder(shape, lesson.seed).to(device)
+    untrained = Reranker(
+        shape=shape,
+        weights=_state(model),
+        candidates=lesson.candidates,
+        sparse=lesson.sparse,
+    )
+    draws = _Draws(base=base, classifier=classifier, examples=examples, reranker=untrained)
+    adam = torch.optim.AdamW(model.parameters(), lr=lesson.lr, betas=_BETAS, weight_decay=0.01)
+    chance = Random(f"reranker {lesson.seed}")
+    with torch.enable_grad(), progress.task("training the re-ranker", lesson.steps, "steps") as on:
+        for step in range(lesson.steps):
+            for group in adam.param_groups:
+                rising, falling = (step + 1) * _WARM / lesson.steps, 2 * (1 - step / lesson.steps)
+                group["lr"] = lesson.lr * min(1.0, rising, falling)
+            pairs, same = draws.step(lesson, chance)
+            logits = model(base, padded([pair.text() for pair in pairs], left=True))
+            loss = binary_cross_entropy_with_logits(logits, same.to(logits))
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+            adam.step()
+            on(1)
+    return evolve(untrained, weights=_state(model))
+
+
+def _state(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: one.detach().cpu().clone() for name, one in model.state_dict().items()}
+
+
+@frozen(kw_only=True, slots=False)
+class _Draws:
+    """What training draws from."""
+
+    base: Any
+    classifier: ScopeClassifier
+    examples: Examples
+    reranker: Reranker
+
+    @cached_property
+    def candidates(self) -> list[list[int]]:
+        """Return the edits that the search brings up for each prompt, were its own prompt's edit in memory."""
+        directions = self.classifier.embed(self.examples.pooled)
+        own = self.examples.wordings[:, 0]
+        prompts = [self.examples.prompts[place] for place in own.tolist()]
+        search = Reranking(self.base, self.reranker, directions[own], prompts)
+        return search.candidates(directions, self.examples.prompts)
+
+    @cached_property
+    def asks(self) -> dict[int, int]:
+        """Return which fact each prompt asks for, if it asks for one."""
+        return {place: fact for fact, row in enumerate(self.rows["wordings"]) for place in row}
+
+    @cached_property
+    def rows(self) -> dict[str, list[list[int]]]:
+        """Return the places of each fact's prompts, by kind."""
+        return {
+            kind: [
+                [place for place in row if place >= 0]
+                for row in getattr(self.examples, kind).tolist()
+            ]
+            for kind in set(_KINDS)
+        }
+
+    @cached_property
+    def shared(self) -> list[frozenset[int]]:
+        """Return the tokens that all wordings of each fact hold."""
+        prompts = self.examples.prompts
+        return [
+            frozenset.intersection(*(frozenset(prompts[place]) for place in row))
+            for row in self.rows["wordings"]
+        ]
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Return all tokens of all prompts, as often as they stand there."""
+        return [token for ids in self.examples.prompts for token in ids]
+
+    def step(self, lesson: RerankingLesson, chance: Random) -> tuple[list[Pair], Tensor]:
+        """Return the pairs of a step, and of each whether both ask the same, (pairs,) bool."""
+        found: list[tuple[Pair, bool]] = []
+        while len({id(pair.query) for pair, _ in found}) < lesson.queries:
+            kind = chance.choice(_KINDS)
+            fact = chance.randrange(len(self.examples))
+            places = self.rows[kind][fact]
+            if not places:
+                continue
+            place = chance.choice(places)
+            query, spoilt = tuple(self.examples.prompts[place]), False
+            if kind == "wordings" and chance.random() < lesson.spoilt:
+                query, spoilt = self._spoilt(query, self.shared[fact], chance), True
+            asked = self.asks.get(place)
+            wrong = [one for one in self.candidates[place] if one != asked]
+            if spoilt:  # nothing is left to tell from other questions about the subject
+                names = self.examples.subjects
+                wrong = [one for one in wrong if names[one] != names[fact]]
+            others = chance.sample(wrong, min(lesson.negatives, len(wrong)))
+            if asked is None and fact not in others:
+                others = [fact, *others[1:]]  # whose subject or neighbour it is
+            read = others if asked is None else [asked, *others]
+            for edit in read:
+                pair = Pair(edit=self._said(edit, place, chance), query=query)
+                found.append((pair, edit == asked))
+        return [pair for pair, _ in found], torch.tensor([same for _, same in found])
+
+    def _said(self, edit: int, query: int, chance: Random) -> Ids:
+        """Return a prompt of an edit, its own half of the time, and not the query's if there is another."""
+        row = self.rows["wordings"][edit]
+        others = [place for place in row if place != query] or row
+        place = row[0] if row[0] != query and chance.random() < 0.5 else chance.choice(others)
+        return self.examples.prompts[place]
+
+    def _spoilt(self, ids: Ids, kept: frozenset[int], chance: Random) -> Ids:
+        """Return a wording of which some tokens gave way to others."""
+        rate = chance.uniform(0.3, 1.0)
+        return tuple(
+            chance.choice(self.tokens) if one not in kept and chance.random() < rate else one
+            for one in ids
+        )

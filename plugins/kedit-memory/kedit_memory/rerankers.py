@@ -1,0 +1,232 @@
+"""A re-ranker reads a prompt together with each of the edits that are nearest to it, and decides.
+
+The scope classifier's directions, one for each prompt, find candidates: the k edits with the largest cosines
+and, where asked for, more that share the rarest tokens (BM25). A cross-encoder then reads each candidate's
+prompt and the query together. With l the largest of its logits,
+
+    p = σ((l - threshold) / temperature)
+
+is the probability that the prompt is in the scope of that candidate; from ½ on it is. Only prompts that come
+near enough to any edit, by cosine or by shared tokens, are read at all; the others are outside.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from kedit_core.errors import DeltaError
+from kedit_core.tokens import Ids
+from kedit_memory.cross_encoders import CrossEncoder, Pair, new_cross_encoder
+from kedit_memory.decoders import Shape
+from kedit_memory.kept import OUTSIDE
+from kedit_memory.scope import Match
+from kedit_memory.sparse import SparseIndex
+
+_TILE = 8192
+_PREFIX = "reranker."
+
+
+@frozen(kw_only=True)
+class Reranker:
+    """A trained re-ranker.
+
+    Attributes:
+        shape: of its cross-encoder.
+        weights: of its cross-encoder, a state dict.
+        candidates: edits that are read with a prompt, those with the largest cosines.
+        sparse: more candidates, those with the largest BM25 scores; 0 for none.
+        gate: cosine with some edit from which a prompt is read.
+        sparse_gate: share of some edit's own BM25 score from which a prompt is read, where ``sparse`` is not 0.
+        threshold: logit from which a prompt is in scope.
+        temperature: how fast the probability grows around it.
+    """
+
+    shape: Shape
+    weights: Mapping[str, Tensor] = field(eq=False, repr=False)
+    candidates: int
+    sparse: int
+    gate: float = -1.0
+    sparse_gate: float = 0.0
+    threshold: float = 0.0
+    temperature: float = 1.0
+
+    def cross_encoder(self) -> CrossEncoder:
+        """Return the cross-encoder, in ``eval`` mode and without gradients."""
+        model = new_cross_encoder(self.shape, 0)
+        model.load_state_dict(dict(self.weights))
+        return model.requires_grad_(False).eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return its tensors, for a memory or a file."""
+        return {_PREFIX + name: one for name, one in self.weights.items()}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the rest of it as JSON values."""
+        names = ("candidates", "sparse", "gate", "sparse_gate", "threshold", "temperature")
+        return {"shape": self.shape.as_json(), **{name: getattr(self, name) for name in names}}
+
+
+def reranker_from(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any] | None, where: str
+) -> Reranker | None:
+    """Return the re-ranker that a memory or a file holds, or None.
+
+    Args:
+        tensors: among them the re-ranker's.
+        settings: as :meth:`Reranker.settings` gave them; None for no re-ranker.
+        where: it is held, for the error.
+
+    Raises:
+        DeltaError: something of it is missing.
+    """
+    if settings is None:
+        return None
+    own = {
+        name.removeprefix(_PREFIX): one.float()
+        for name, one in tensors.items()
+        if name.startswith(_PREFIX)
+    }
+    try:
+        found = Reranker(weights=own, **{**settings, "shape": Shape(**settings["shape"])})
+        found.cross_encoder()
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise DeltaError(where, f"holds no whole re-ranker ({error})") from None
+    return found
+
+
+class Reranking:
+    """A re-ranker over the edits of a memory."""
+
+    def __init__(
+        self, base: Any, reranker: Reranker, memory: Tensor, prompts: Sequence[Ids]
+    ) -> None:
+        """Search among edits.
+
+        Args:
+            base: lends its embeddings.
+            reranker: decides.
+            memory: (edits, width) directions.
+            prompts: of the edits, as token ids of the base.
+        """
+        self._base, self._reranker, self._memory = base, reranker, memory
+        self._prompts = list(prompts)
+        self._model = reranker.cross_encoder().to(base.get_input_embeddings().weight.device)
+        self._index = SparseIndex(self._prompts) if reranker.sparse else None
+
+    def match(self, queries: Tensor, prompts: Sequence[Ids], *, alone: bool) -> Match:
+        """Return which edit each query meets.
+
+        Args:
+            queries: (queries, width) directions.
+            prompts: of the queries, as token ids of the base.
+            alone: read each query by itself: what comes back is then the same bits whatever else is asked.
+        """
+        best, place = self.best(queries, prompts, alone=alone)
+        reranker = self._reranker
+        probability = torch.sigmoid((best - reranker.threshold) / reranker.temperature)
+        # The logit decides, as in the calibration; a probability rounds at the edge.
+        edit = torch.where(best >= reranker.threshold, place, OUTSIDE)
+        return Match(probability=probability.to(queries.device), edit=edit.to(queries.device))
+
+    def best(
+        self, queries: Tensor, prompts: Sequence[Ids], *, alone: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return the largest logit of each query and whose it is, (queries,) each.
+
+        It is -inf where a query is not read, and inf for an edit's own prompt.
+
+        Args:
+            queries: (queries, width) directions.
+            prompts: of the queries.
+            alone: read each query by itself.
+        """
+        held = self.candidates(queries, prompts)
+        pairs = [
+            [Pair(edit=self._prompts[place], query=query) for place in places]
+            for query, places in zip(prompts, held, strict=True)
+        ]
+        if alone:
+            apart = [self._model.logits(self._base, one) for one in pairs]
+        else:
+            logits = self._model.logits(self._base, [one for some in pairs for one in some])
+            apart = list(torch.split(logits, [len(one) for one in held]))
+        each = zip(prompts, held, apart, strict=True)
+        found = [self._decided(query, places, own) for query, places, own in each]
+        best = torch.tensor([one for one, _ in found])
+        return best, torch.tensor([place for _, place in found], dtype=torch.long)
+
+    def candidates(self, queries: Tensor, prompts: Sequence[Ids]) -> list[list[int]]:
+        """Return the places of the edits that each query is read with, none where it is not read.
+
+        Args:
+            queries: (queries, width) directions.
+            prompts: of the queries.
+        """
+        if not self._prompts:
+            return [[] for _ in prompts]
+        best, places = top_k(queries, self._memory, self._reranker.candidates)
+        near = (best[:, 0] >= self._reranker.gate).tolist()
+        found = []
+        for query, dense, close in zip(prompts, places.tolist(), near, strict=True):
+            read, sparse = self._shared(query, close=close)
+            found.append(list(dict.fromkeys([*dense, *sparse])) if read else [])
+        return found
+
+    def shares(self, prompts: Sequence[Ids]) -> Tensor:
+        """Return the largest share of an edit's own BM25 score that each query reaches, (queries,).
+
+        Empty where there are no candidates by BM25.
+        """
+        if self._index is None:
+            return torch.empty(0)
+        found = [self._index.scores(query) for query in prompts]
+        best = [int(scores.argmax()) for scores in found]
+        own = [self._index.share(query, one) for query, one in zip(prompts, best, strict=True)]
+        return torch.tensor(own)
+
+    def _shared(self, query: Ids, *, close: bool) -> tuple[bool, list[int]]:
+        """Return whether a query is read, and its candidates by shared tokens."""
+        if self._index is None:
+            return close, []
+        scores = self._index.scores(query)
+        most = min(self._reranker.sparse, len(self._prompts))
+        values, places = scores.topk(most)
+        close = close or self._index.share(query, int(places[0])) >= self._reranker.sparse_gate
+        return close, places[values > 0].tolist()
+
+    def _decided(self, query: Ids, places: Sequence[int], logits: Tensor) -> tuple[float, int]:
+        """Return the largest logit and whose it is; an edit's own prompt is in its scope whatever is read."""
+        if not places:
+            return float("-inf"), OUTSIDE
+        same = [place for place in places if self._prompts[place] == query]
+        if same:
+            return float("inf"), same[0]
+        best = int(logits.argmax())
+        return float(logits[best]), places[best]
+
+
+def top_k(queries: Tensor, memory: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return the largest products of each query with the memory and their places, tile by tile.
+
+    No queries × memory matrix is ever there.
+
+    Args:
+        queries: (queries, width).
+        memory: (edits, width), at least one.
+        most: how many.
+
+    Returns:
+        products (queries, k) and places (queries, k), the largest first, k at most ``most``.
+    """
+    best = torch.empty(len(queries), 0, device=queries.device)
+    places = torch.empty(len(queries), 0, dtype=torch.long, device=queries.device)
+    for start in range(0, len(memory), _TILE):
+        products = queries @ memory[start : start + _TILE].T
+        found, where = products.topk(min(most, products.shape[1]), dim=1)
+        both, all_places = torch.cat([best, found], 1), torch.cat([places, where + start], 1)
+        best, chosen = both.topk(min(most, both.shape[1]), dim=1)
+        places = all_places.gather(1, chosen)
+    return best, places

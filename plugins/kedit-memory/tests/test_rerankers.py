@@ -1,0 +1,207 @@
+"""A re-ranker: what it reads, that it decides where cosines cannot, and that nothing else in a batch shows."""
+
+import pytest
+import torch
+from attrs import evolve
+
+from kedit_core.errors import DeltaError
+from kedit_core.progress import Progress
+from kedit_core.testing import tiny_model
+from kedit_memory.cross_encoders import Pair, new_cross_encoder
+from kedit_memory.decoders import shape_for
+from kedit_memory.kept import OUTSIDE
+from kedit_memory.pooling import Sites
+from kedit_memory.reranker_calibration import calibrated_reranker
+from kedit_memory.reranker_training import RerankingLesson, train_reranker
+from kedit_memory.rerankers import Reranker, Reranking, reranker_from, top_k
+from kedit_memory.scope import ScopeClassifier, top_one
+from kedit_memory.scope_examples import Examples
+
+FACTS, WORDINGS, RELATIONS = 48, 4, 3
+LESSON = RerankingLesson(candidates=6, sparse=6, blocks=1, steps=300, queries=16, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny_model("llama", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def blind():
+    """Return a classifier whose directions say nothing."""
+    return ScopeClassifier(
+        projection=torch.eye(16),
+        offset=torch.zeros(16),
+        sites=Sites(means=("a",), lasts=()),
+        threshold=0.9,
+        temperature=0.1,
+    )
+
+
+def examples(seed):
+    """Return prompts of tokens, a subject of two within a wording of three, with states that say nothing."""
+    chance = torch.Generator().manual_seed(seed)
+    subjects = (100 + torch.randperm(150, generator=chance)[: 2 * FACTS]).reshape(FACTS, 2).tolist()
+    wordings = (
+        (10 + torch.arange(3 * RELATIONS * WORDINGS)).reshape(RELATIONS, WORDINGS, 3).tolist()
+    )
+    prompts, tables = [], {"wordings": [], "others": [], "neighbours": []}
+
+    def said(subject, relation, wording):
+        first, *rest = wordings[relation][wording]
+        prompts.append((first, *subject, *rest))
+        return len(prompts) - 1
+
+    for fact, subject in enumerate(subjects):
+        relation = fact % RELATIONS
+        tables["wordings"].append([said(subject, relation, one) for one in range(WORDINGS)])
+        tables["others"].append([said(subject, (relation + 1) % RELATIONS, fact % WORDINGS)])
+        strange = (100 + torch.randint(150, (2,), generator=chance)).tolist()
+        tables["neighbours"].append([said(strange, relation, fact % WORDINGS)])
+    return Examples(
+        pooled=torch.randn(len(prompts), 16, generator=chance),
+        prompts=tuple(prompts),
+        subjects=tuple(map(str, subjects)),
+        **{name: torch.tensor(table) for name, table in tables.items()},
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(base, blind):
+    return train_reranker(base, blind, examples(0), LESSON, Progress())
+
+
+@pytest.fixture(scope="module")
+def ready(base, blind, trained):
+    shares = {"rejects": 0.9, "rejects_same_subject": 0.8, "recall": 0.99, "seed": 0}
+    return calibrated_reranker(base, blind, trained, examples(1), examples(0), **shares)[0]
+
+
+def searching(base, blind, reranker, told):
+    """Return a search over the edits of facts, and queries in other wordings with their own edits."""
+    own = told.wordings[:, 0]
+    memory = blind.embed(told.pooled[own])
+    search = Reranking(base, reranker, memory, [told.prompts[place] for place in own.tolist()])
+    places = told.wordings[:, 1].tolist()
+    return search, blind.embed(told.pooled[places]), [told.prompts[place] for place in places]
+
+
+def test_it_finds_the_edit_where_cosines_cannot(base, blind, ready):
+    told = examples(2)
+    search, queries, prompts = searching(base, blind, ready, told)
+    own = torch.arange(FACTS)
+    memory = blind.embed(told.pooled[told.wordings[:, 0]])
+    assert float((top_one(queries, memory)[1] == own).float().mean()) < 0.1
+    match = search.match(queries, prompts, alone=False)
+    assert float((match.edit == own).float().mean()) > 0.8
+    assert bool(((match.probability >= 0.5) == (match.edit != OUTSIDE)).all())
+    for kind, most in (("neighbours", 0.2), ("others", 0.4)):
+        places = getattr(told, kind)[:, 0].tolist()
+        asked = [told.prompts[place] for place in places]
+        met = search.match(blind.embed(told.pooled[places]), asked, alone=False).edit
+        assert float((met != OUTSIDE).float().mean()) < most
+
+
+def test_a_query_gets_the_same_answer_alone_and_among_others(base, blind, ready):
+    search, queries, prompts = searching(base, blind, ready, examples(2))
+    together = search.match(queries, prompts, alone=False)
+    for row in range(0, FACTS, 8):
+        one = search.match(queries[row : row + 1], prompts[row : row + 1], alone=True)
+        assert int(one.edit) == int(together.edit[row])
+        torch.testing.assert_close(one.probability, together.probability[row : row + 1])
+    alone = search.match(queries, prompts, alone=True)
+    again = search.match(queries[3:5], prompts[3:5], alone=True)
+    assert torch.equal(alone.probability[3:5], again.probability)
+
+
+def test_an_edits_own_prompt_is_in_its_scope_whatever_the_threshold(base, blind, ready):
+    told = examples(2)
+    search, *_ = searching(base, blind, evolve(ready, threshold=1e9), told)
+    own = told.wordings[:, 0].tolist()
+    prompts = [told.prompts[place] for place in own]
+    match = search.match(blind.embed(told.pooled[own]), prompts, alone=False)
+    assert match.edit.tolist() == list(range(FACTS))
+    assert match.probability.tolist() == [1.0] * FACTS
+
+
+def test_only_prompts_that_come_near_are_read(base, blind, ready):
+    told = examples(2)
+    closed = evolve(ready, gate=1.1, sparse_gate=1.1)
+    search, queries, prompts = searching(base, blind, closed, told)
+    assert not any(search.candidates(queries, prompts))
+    match = search.match(queries, prompts, alone=False)
+    assert set(match.edit.tolist()) == {OUTSIDE}
+    assert not match.probability.any()
+    dense = evolve(ready, gate=-1.0, sparse=0)
+    search, *_ = searching(base, blind, dense, told)
+    assert {len(one) for one in search.candidates(queries, prompts)} == {dense.candidates}
+    opened = evolve(ready, gate=1.1, sparse_gate=0.0, candidates=1, sparse=1)
+    search, *_ = searching(base, blind, opened, told)
+    assert all(1 <= len(one) <= 2 for one in search.candidates(queries, prompts))
+
+
+def test_an_empty_memory_is_met_by_nobody(base, blind, ready):
+    search = Reranking(base, ready, torch.empty(0, 16), [])
+    match = search.match(torch.randn(2, 16), [(1, 2), (3,)], alone=False)
+    assert match.edit.tolist() == [OUTSIDE, OUTSIDE]
+    assert match.probability.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("edits", [1, 7, 8192, 20_000])
+def test_the_search_finds_what_the_whole_matrix_shows(edits):
+    chance = torch.Generator().manual_seed(0)
+    queries, memory = (torch.randn(n, 8, generator=chance) for n in (5, edits))
+    best, places = top_k(queries, memory, 8)
+    wanted = (queries @ memory.T).topk(min(8, edits), dim=1)
+    torch.testing.assert_close(best, wanted.values)
+    assert torch.equal(places, wanted.indices)
+
+
+def test_it_comes_back_from_its_tensors_and_settings(base, blind, ready):
+    again = reranker_from(ready.tensors(), ready.settings(), "here")
+    assert again.settings() == ready.settings()
+    search, queries, prompts = searching(base, blind, ready, examples(2))
+    other, *_ = searching(base, blind, again, examples(2))
+    assert torch.equal(
+        search.best(queries, prompts, alone=False)[0], other.best(queries, prompts, alone=False)[0]
+    )
+    assert reranker_from({}, None, "here") is None
+    with pytest.raises(DeltaError, match="no whole re-ranker"):
+        reranker_from({}, ready.settings(), "here")
+
+
+def test_equal_seeds_give_equal_bits_and_nobody_elses_draws_move(base, blind):
+    state, lesson = torch.get_rng_state(), evolve(LESSON, steps=3)
+    first, again, other = (
+        train_reranker(base, blind, examples(0), evolve(lesson, seed=seed), Progress())
+        for seed in (3, 3, 4)
+    )
+    same = [torch.equal(one, again.weights[name]) for name, one in first.weights.items()]
+    assert all(same)
+    assert not all(torch.equal(one, other.weights[name]) for name, one in first.weights.items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_pair_says_which_tokens_both_hold(base):
+    text = Pair(edit=(5, 6, 7), query=(7, 9)).text()
+    assert text.codes == (5, 6, 7, -1, 7, 9)
+    assert text.kinds == (1, 1, 2, 0, 3, 0)
+    model = new_cross_encoder(shape_for(base, 1, None), 0)
+    pairs = [Pair(edit=(5, 6, 7), query=(7, 9)), Pair(edit=(5,), query=(7,))]
+    together = model.logits(base, pairs)
+    alone = torch.cat([model.logits(base, [pair]) for pair in pairs])
+    torch.testing.assert_close(together, alone)
+
+
+def test_calibration_keeps_enough_out(base, blind, trained):
+    held, crowd = examples(1), examples(0)
+    wanted = {"rejects": 0.9, "rejects_same_subject": 0.8}
+    made, found = calibrated_reranker(
+        base, blind, trained, held, crowd, **wanted, recall=0.95, seed=0
+    )
+    assert isinstance(made, Reranker)
+    assert found.edits == 2 * FACTS
+    assert found.rejected["neighbours"] >= 0.9 - 1 / FACTS
+    assert found.rejected["others"] >= 0.8 - 1 / FACTS
+    assert found.accepted > 0.7
+    assert min(found.auc.values()) > 0.8
