@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 from rich.table import Table
 
 from kedit_atlas.world import load_world
@@ -188,10 +188,15 @@ class Bench:
             hits += int((right | ~batch.targets).all(1).sum())
         return hits / len(rows)
 
-    def projections(self, edits: int) -> dict[str, dict[str, float]]:
-        """Return, for what decides and its controls, AUC by kind and what is accepted."""
+    def projections(self, edits: int, most: int) -> dict[str, dict[str, float]]:
+        """Return, for what decides and its controls, AUC by kind and what is accepted.
+
+        Args:
+            edits: in memory.
+            most: prompts of a kind, drawn.
+        """
         facts = self.facts(edits)
-        kinds, trained = self.kinds(facts), self.checkpoint.classifier
+        kinds, trained = self._fewer(self.kinds(facts), most), self.checkpoint.classifier
         prompts = {
             name: [one.ids for one in encode(self.editor.tokenizer, list(texts))]
             for name, texts in {
@@ -219,6 +224,14 @@ class Bench:
         if self.checkpoint.reranker is not None:
             found["re-ranker"] = _compared(self._reranked(prompts, states), own)
         return found
+
+    def _fewer(self, kinds: Kinds, most: int) -> Kinds:
+        drawn = {
+            one.name: self._chance.sample(held, min(most, len(held)))
+            for one in fields(Kinds)
+            for held in [getattr(kinds, one.name)]
+        }
+        return Kinds(**drawn)
 
     def _reranked(
         self, prompts: Mapping[str, Sequence[Ids]], states: Mapping[str, torch.Tensor]
@@ -297,6 +310,9 @@ def main(
     checkpoint: Annotated[Path, typer.Option("--checkpoint")],
     edits: Annotated[list[int], typer.Option("--edits")] = [100, 1000],  # noqa: B006
     seed: int = 0,
+    most: Annotated[
+        int, typer.Option("--most", help="Prompts of a kind in the last table.")
+    ] = 5000,
     scope_only: Annotated[bool, typer.Option("--scope")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
@@ -307,7 +323,7 @@ def main(
     if not scope_only:
         alone = bench.unseen_targets()
         judged = {number: {**bench.judged(number), **alone} for number in edits}
-    compared = bench.projections(max(edits))
+    compared = bench.projections(max(edits), most)
     complaints = missed(judged, compared["trained"]["accepted"])
     if as_json:
         print_json({"judged": judged, "projections": compared})

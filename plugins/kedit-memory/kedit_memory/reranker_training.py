@@ -13,6 +13,7 @@ else is asked.
 # Nothing here is secret: the draws only have to come out the same everywhere.
 # ruff: noqa: S311
 
+from collections.abc import Sequence
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -24,8 +25,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kedit_core.progress import Progress
 from kedit_core.tokens import Ids
-from kedit_memory.cross_encoders import Pair, new_cross_encoder
+from kedit_memory.cross_encoders import Near, Pair, new_cross_encoder
 from kedit_memory.decoders import padded, shape_for
+from kedit_memory.readers import Reader
 from kedit_memory.rerankers import Reranker, Reranking
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_examples import Examples
@@ -71,6 +73,7 @@ def train_reranker(
     examples: Examples,
     lesson: RerankingLesson,
     progress: Progress,
+    reader: Reader | None = None,
 ) -> Reranker:
     """Return a re-ranker that was trained on examples; gates and threshold are not calibrated yet.
 
@@ -80,17 +83,21 @@ def train_reranker(
         examples: of facts that are not judged later, with their prompts.
         lesson: how to train.
         progress: hears how far it is.
+        reader: reads spoilt wordings for the classifier; without one they keep their old directions.
     """
     shape = shape_for(base, lesson.blocks, lesson.heads)
     device = base.get_input_embeddings().weight.device
-    model = new_cross_encoder(shape, lesson.seed).to(device)
+    width = len(classifier.offset)
+    model = new_cross_encoder(shape, width, lesson.seed).to(device)
     untrained = Reranker(
         shape=shape,
+        directions=width,
+        near=Near(threshold=classifier.threshold, temperature=classifier.temperature),
         weights=_state(model),
         candidates=lesson.candidates,
         sparse=lesson.sparse,
     )
-    draws = _Draws(base=base, classifier=classifier, examples=examples, reranker=untrained)
+    draws = _Draws(base, classifier, examples, reader, untrained)
     adam = torch.optim.AdamW(model.parameters(), lr=lesson.lr, betas=_BETAS, weight_decay=0.01)
     chance = Random(f"reranker {lesson.seed}")
     with torch.enable_grad(), progress.task("training the re-ranker", lesson.steps, "steps") as on:
@@ -98,9 +105,10 @@ def train_reranker(
             for group in adam.param_groups:
                 rising, falling = (step + 1) * _WARM / lesson.steps, 2 * (1 - step / lesson.steps)
                 group["lr"] = lesson.lr * min(1.0, rising, falling)
-            pairs, same = draws.step(lesson, chance)
-            logits = model(base, padded([pair.text() for pair in pairs], left=True))
-            loss = binary_cross_entropy_with_logits(logits, same.to(logits))
+            drawn = draws.step(lesson, chance)
+            text = padded([pair.text() for pair in drawn.pairs], left=True)
+            logits = model(base, text, drawn.queries, drawn.edits, untrained.near)
+            loss = binary_cross_entropy_with_logits(logits, drawn.same.to(logits))
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
@@ -113,19 +121,42 @@ def _state(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: one.detach().cpu().clone() for name, one in model.state_dict().items()}
 
 
-@frozen(kw_only=True, slots=False)
+@frozen(kw_only=True)
+class _Step:
+    """What one step reads.
+
+    Attributes:
+        pairs: of edits and queries.
+        queries: (pairs, directions).
+        edits: (pairs, directions).
+        same: (pairs,) bool, whether both ask the same.
+    """
+
+    pairs: Sequence[Pair]
+    queries: Tensor
+    edits: Tensor
+    same: Tensor
+
+
+@frozen(slots=False)
 class _Draws:
     """What training draws from."""
 
     base: Any
     classifier: ScopeClassifier
     examples: Examples
+    reader: Reader | None
     reranker: Reranker
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """Return the directions of all prompts, (prompts, width)."""
+        return self.classifier.embed(self.examples.pooled)
 
     @cached_property
     def candidates(self) -> list[list[int]]:
         """Return the edits that the search brings up for each prompt, were its own prompt's edit in memory."""
-        directions = self.classifier.embed(self.examples.pooled)
+        directions = self.directions
         own = self.examples.wordings[:, 0]
         prompts = [self.examples.prompts[place] for place in own.tolist()]
         search = Reranking(self.base, self.reranker, directions[own], prompts)
@@ -161,39 +192,59 @@ class _Draws:
         """Return all tokens of all prompts, as often as they stand there."""
         return [token for ids in self.examples.prompts for token in ids]
 
-    def step(self, lesson: RerankingLesson, chance: Random) -> tuple[list[Pair], Tensor]:
-        """Return the pairs of a step, and of each whether both ask the same, (pairs,) bool."""
-        found: list[tuple[Pair, bool]] = []
-        while len({id(pair.query) for pair, _ in found}) < lesson.queries:
-            kind = chance.choice(_KINDS)
-            fact = chance.randrange(len(self.examples))
-            places = self.rows[kind][fact]
-            if not places:
+    def step(self, lesson: RerankingLesson, chance: Random) -> _Step:
+        """Return what a step reads."""
+        pairs, places, rows, spoilt = [], [], [], {}
+        queries: list[int] = []
+        while len(queries) < lesson.queries:
+            kind, fact = chance.choice(_KINDS), chance.randrange(len(self.examples))
+            if not self.rows[kind][fact]:
                 continue
-            place = chance.choice(places)
-            query, spoilt = tuple(self.examples.prompts[place]), False
+            place = chance.choice(self.rows[kind][fact])
+            query = self.examples.prompts[place]
             if kind == "wordings" and chance.random() < lesson.spoilt:
-                query, spoilt = self._spoilt(query, self.shared[fact], chance), True
-            asked = self.asks.get(place)
-            wrong = [one for one in self.candidates[place] if one != asked]
-            if spoilt:  # nothing is left to tell from other questions about the subject
-                names = self.examples.subjects
-                wrong = [one for one in wrong if names[one] != names[fact]]
-            others = chance.sample(wrong, min(lesson.negatives, len(wrong)))
-            if asked is None and fact not in others:
-                others = [fact, *others[1:]]  # whose subject or neighbour it is
-            read = others if asked is None else [asked, *others]
-            for edit in read:
-                pair = Pair(edit=self._said(edit, place, chance), query=query)
-                found.append((pair, edit == asked))
-        return [pair for pair, _ in found], torch.tensor([same for _, same in found])
+                query = spoilt[len(queries)] = self._spoilt(query, self.shared[fact], chance)
+            for edit in self._edits(place, fact, lesson, chance, len(queries) in spoilt):
+                said = self._said(edit, place, chance)
+                pairs.append((Pair(edit=self.examples.prompts[said], query=query), edit))
+                places.append(said)
+                rows.append(len(queries))
+            queries.append(place)
+        found = self.directions[queries]  # (queries, width)
+        if spoilt and self.reader is not None:
+            states = self.reader.states(list(spoilt.values()), alone=False)
+            found[list(spoilt)] = self.classifier.embed(states)
+        return _Step(
+            pairs=[pair for pair, _ in pairs],
+            queries=found[rows],
+            edits=self.directions[places],
+            same=torch.tensor(
+                [
+                    edit == self.asks.get(queries[row])
+                    for (_, edit), row in zip(pairs, rows, strict=True)
+                ]
+            ),
+        )
 
-    def _said(self, edit: int, query: int, chance: Random) -> Ids:
-        """Return a prompt of an edit, its own half of the time, and not the query's if there is another."""
+    def _edits(
+        self, place: int, fact: int, lesson: RerankingLesson, chance: Random, spoilt: bool
+    ) -> list[int]:
+        """Return the edits that a query is read with: the one that it asks for, and hard ones."""
+        asked = self.asks.get(place)
+        wrong = [one for one in self.candidates[place] if one != asked]
+        if spoilt:  # nothing is left to tell from other questions about the subject
+            names = self.examples.subjects
+            wrong = [one for one in wrong if names[one] != names[fact]]
+        others = chance.sample(wrong, min(lesson.negatives, len(wrong)))
+        if asked is None and fact not in others:
+            others = [fact, *others[1:]]  # whose subject or neighbour it is
+        return others if asked is None else [asked, *others]
+
+    def _said(self, edit: int, query: int, chance: Random) -> int:
+        """Return the place of a prompt of an edit, half of the time its own, not the query's if it can be."""
         row = self.rows["wordings"][edit]
         others = [place for place in row if place != query] or row
-        place = row[0] if row[0] != query and chance.random() < 0.5 else chance.choice(others)
-        return self.examples.prompts[place]
+        return row[0] if row[0] != query and chance.random() < 0.5 else chance.choice(others)
 
     def _spoilt(self, ids: Ids, kept: frozenset[int], chance: Random) -> Ids:
         """Return a wording of which some tokens gave way to others."""

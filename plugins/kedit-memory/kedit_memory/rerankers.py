@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 from torch import Tensor
 
 from kedit_core.errors import DeltaError
 from kedit_core.tokens import Ids
-from kedit_memory.cross_encoders import CrossEncoder, Pair, new_cross_encoder
+from kedit_memory.cross_encoders import CrossEncoder, Near, Pair, new_cross_encoder
 from kedit_memory.decoders import Shape
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.scope import Match
@@ -35,6 +35,8 @@ class Reranker:
 
     Attributes:
         shape: of its cross-encoder.
+        directions: width of the classifier's directions.
+        near: how the classifier turned cosines into logits when the re-ranker was trained.
         weights: of its cross-encoder, a state dict.
         candidates: edits that are read with a prompt, those with the largest cosines.
         sparse: more candidates, those with the largest BM25 scores; 0 for none.
@@ -45,6 +47,8 @@ class Reranker:
     """
 
     shape: Shape
+    directions: int
+    near: Near
     weights: Mapping[str, Tensor] = field(eq=False, repr=False)
     candidates: int
     sparse: int
@@ -55,7 +59,7 @@ class Reranker:
 
     def cross_encoder(self) -> CrossEncoder:
         """Return the cross-encoder, in ``eval`` mode and without gradients."""
-        model = new_cross_encoder(self.shape, 0)
+        model = new_cross_encoder(self.shape, self.directions, 0)
         model.load_state_dict(dict(self.weights))
         return model.requires_grad_(False).eval()
 
@@ -65,8 +69,7 @@ class Reranker:
 
     def settings(self) -> dict[str, Any]:
         """Return the rest of it as JSON values."""
-        names = ("candidates", "sparse", "gate", "sparse_gate", "threshold", "temperature")
-        return {"shape": self.shape.as_json(), **{name: getattr(self, name) for name in names}}
+        return {name: one for name, one in asdict(self).items() if name != "weights"}
 
 
 def reranker_from(
@@ -90,7 +93,10 @@ def reranker_from(
         if name.startswith(_PREFIX)
     }
     try:
-        found = Reranker(weights=own, **{**settings, "shape": Shape(**settings["shape"])})
+        found = Reranker(
+            weights=own,
+            **{**settings, "shape": Shape(**settings["shape"]), "near": Near(**settings["near"])},
+        )
         found.cross_encoder()
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DeltaError(where, f"holds no whole re-ranker ({error})") from None
@@ -148,15 +154,30 @@ class Reranking:
             [Pair(edit=self._prompts[place], query=query) for place in places]
             for query, places in zip(prompts, held, strict=True)
         ]
-        if alone:
-            apart = [self._model.logits(self._base, one) for one in pairs]
-        else:
-            logits = self._model.logits(self._base, [one for some in pairs for one in some])
-            apart = list(torch.split(logits, [len(one) for one in held]))
+        step = 1 if alone else max(1, len(pairs))
+        apart: list[Tensor] = []
+        for start in range(0, len(pairs), step):
+            apart += self._read(queries[start:], pairs[start : start + step], held[start:])
         each = zip(prompts, held, apart, strict=True)
         found = [self._decided(query, places, own) for query, places, own in each]
         best = torch.tensor([one for one, _ in found])
         return best, torch.tensor([place for _, place in found], dtype=torch.long)
+
+    def _read(
+        self, queries: Tensor, pairs: Sequence[Sequence[Pair]], held: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Return the logits of each query with its candidates, all read together."""
+        counts = [len(one) for one in pairs]
+        rows = torch.arange(len(pairs)).repeat_interleave(torch.tensor(counts))
+        places = torch.tensor([place for one in held[: len(pairs)] for place in one])
+        logits = self._model.logits(
+            self._base,
+            [one for some in pairs for one in some],
+            queries[rows],
+            self._memory[places.long()],
+            self._reranker.near,
+        )
+        return list(torch.split(logits, counts))
 
     def candidates(self, queries: Tensor, prompts: Sequence[Ids]) -> list[list[int]]:
         """Return the places of the edits that each query is read with, none where it is not read.

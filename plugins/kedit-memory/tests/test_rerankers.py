@@ -3,11 +3,12 @@
 import pytest
 import torch
 from attrs import evolve
+from torch.nn.functional import normalize
 
 from kedit_core.errors import DeltaError
 from kedit_core.progress import Progress
 from kedit_core.testing import tiny_model
-from kedit_memory.cross_encoders import Pair, new_cross_encoder
+from kedit_memory.cross_encoders import Near, Pair, new_cross_encoder
 from kedit_memory.decoders import shape_for
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.pooling import Sites
@@ -186,11 +187,29 @@ def test_a_pair_says_which_tokens_both_hold(base):
     text = Pair(edit=(5, 6, 7), query=(7, 9)).text()
     assert text.codes == (5, 6, 7, -1, 7, 9)
     assert text.kinds == (1, 1, 2, 0, 3, 0)
-    model = new_cross_encoder(shape_for(base, 1, None), 0)
+
+
+def test_training_begins_at_what_the_cosines_say(base):
+    model = new_cross_encoder(shape_for(base, 1, None), 8, 0)
     pairs = [Pair(edit=(5, 6, 7), query=(7, 9)), Pair(edit=(5,), query=(7,))]
-    together = model.logits(base, pairs)
-    alone = torch.cat([model.logits(base, [pair]) for pair in pairs])
-    torch.testing.assert_close(together, alone)
+    queries, edits = normalize(torch.randn(2, 8), dim=1), normalize(torch.randn(2, 8), dim=1)
+    near = Near(threshold=0.2, temperature=0.3)
+    wanted = 4 * torch.tanh(((queries * edits).sum(1) - 0.2) / 0.3 / 4)
+    torch.testing.assert_close(model.logits(base, pairs, queries, edits, near), wanted)
+
+
+def test_a_pair_is_read_the_same_alone_and_among_others(base):
+    model = new_cross_encoder(shape_for(base, 1, None), 8, 0)
+    torch.nn.init.ones_(model.outer.weight)
+    pairs = [Pair(edit=(5, 6, 7), query=(7, 9)), Pair(edit=(5,), query=(7,))]
+    both = (torch.randn(2, 8), torch.randn(2, 8))
+    near = Near(threshold=0.2, temperature=0.3)
+    together = model.logits(base, pairs, *both, near)
+    for row, pair in enumerate(pairs):
+        queries, edits = (one[row : row + 1] for one in both)
+        alone = model.logits(base, [pair], queries, edits, near)
+        torch.testing.assert_close(together[row : row + 1], alone)
+    assert together[0] != together[1]
 
 
 def test_calibration_keeps_enough_out(base, blind, trained):
