@@ -239,7 +239,8 @@ class Bench:
         """Return the largest logit of every prompt, and whose it is, by kind."""
         reranker, embed = self.checkpoint.reranker, self.checkpoint.classifier.embed
         assert reranker is not None
-        search = Reranking(self.editor.model, reranker, embed(states["edits"]), prompts["edits"])
+        beside = (self.editor.model, self.editor.tokenizer, reranker)
+        search = Reranking(*beside, embed(states["edits"]), prompts["edits"])
         found = {}
         for kind, ids in prompts.items():
             if ids and kind != "edits":

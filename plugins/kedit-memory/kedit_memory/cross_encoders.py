@@ -1,11 +1,13 @@
 """A cross-encoder reads an edit's prompt and a query together and says whether both ask the same.
 
-The small one is a decoder on the embeddings of the base (``decoders``). It reads
+Two kinds of reader are there: a small decoder on the embeddings of the base (``decoders``), which is trained,
+and a text encoder of any folder or hub id (``encoders``), frozen, with its own tokenizer. The decoder reads
 
     edit prompt | query
 
 where each token's kind says which of the two it is of and whether the other one holds it too, so that names
-which nobody trained on are known to be the same. With h the last token's state, q and e the directions that
+which nobody trained on are known to be the same. With h the last token's state (of an encoder
+the mean and the first token's), q and e the directions that
 the scope classifier gives query and edit, and l = (q·e - threshold) / temperature, their cosine as a logit, it
 says
 
@@ -22,7 +24,9 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from kedit_core.tokens import Ids
-from kedit_memory.decoders import PLAIN, Decoder, Padded, Shape, Text, padded
+from kedit_memory.decoders import PLAIN, Decoder, Shape, Text, padded
+from kedit_memory.encoders import Encoder, TextEncoder, opened
+from kedit_memory.readers import texts_of
 
 _BETWEEN = -1
 _EDIT, _EDIT_SHARED, _QUERY_SHARED = 1, 2, 3
@@ -67,73 +71,129 @@ class Pair:
         )
 
 
-class CrossEncoder(nn.Module):
-    """A decoder that reads pairs, with a head of one logit."""
+class DecoderPairs(nn.Module):
+    """A small decoder reads pairs; it is trained."""
 
-    def __init__(self, shape: Shape, directions: int) -> None:
-        """Make one with random weights, for directions of a width."""
+    def __init__(self, base: Any, shape: Shape) -> None:
+        """Make one with random weights beside ``base``, which lends its embeddings."""
         super().__init__()
-        self.shape = shape
+        self._base = (base,)  # in a tuple it is none of the module's own weights
         self.decoder = Decoder(shape, marks=1, kinds=3)
-        self.inner = nn.Linear(shape.width + directions, _INNER)
+        self.width = shape.width
+
+    def forward(self, pairs: Sequence[Pair]) -> Tensor:
+        """Return the states (pairs, width) of the last tokens."""
+        text = padded([pair.text() for pair in pairs], left=True)
+        states: Tensor = self.decoder(self._base[0], text)[:, -1]
+        return states
+
+
+class EncoderPairs(nn.Module):
+    """A frozen text encoder reads pairs."""
+
+    def __init__(self, encoder: TextEncoder, tokenizer: Any) -> None:
+        """Read with ``encoder`` what ``tokenizer``, the base's, decodes."""
+        super().__init__()
+        self._encoder, self._tokenizer = encoder, tokenizer
+        self.width = 2 * encoder.width
+
+    def forward(self, pairs: Sequence[Pair]) -> Tensor:
+        """Return the mean over the tokens and the first token's state side by side, (pairs, 2 · width)."""
+        edits = texts_of(self._tokenizer, [pair.edit for pair in pairs])
+        queries = texts_of(self._tokenizer, [pair.query for pair in pairs])
+        return self._encoder.pair_states(edits, queries)
+
+
+class CrossEncoder(nn.Module):
+    """A reader of pairs with a head of one logit."""
+
+    def __init__(self, pairs: DecoderPairs | EncoderPairs, directions: int, near: Near) -> None:
+        """Make one with random weights.
+
+        Args:
+            pairs: reads.
+            directions: width of the classifier's directions.
+            near: turns cosines into logits.
+        """
+        super().__init__()
+        self.pairs, self._near = pairs, near
+        trained = isinstance(pairs, DecoderPairs)  # and ends with a norm of its own
+        self.norm = nn.Identity() if trained else nn.LayerNorm(pairs.width)
+        self.inner = nn.Linear(pairs.width + directions, _INNER)
         self.outer = nn.Linear(_INNER, 1)
         nn.init.zeros_(self.outer.weight)
         nn.init.zeros_(self.outer.bias)
 
-    def forward(
-        self, base: Any, text: Padded, queries: Tensor, edits: Tensor, near: Near
-    ) -> Tensor:
-        """Return logits (rows,) that both halves ask the same.
+    def forward(self, pairs: Sequence[Pair], queries: Tensor, edits: Tensor) -> Tensor:
+        """Return logits (pairs,) that both ask the same.
 
         Args:
-            base: lends its embeddings.
-            text: pairs, padded on the left.
-            queries: (rows, directions) of the queries.
-            edits: (rows, directions) of the edits.
-            near: turns cosines into logits.
+            pairs: to read.
+            queries: (pairs, directions) of the queries.
+            edits: (pairs, directions) of the edits.
         """
-        read = self.decoder(base, text)[:, -1]  # (rows, width)
-        both = queries.to(read) * edits.to(read)  # (rows, directions)
-        start = near.logit(both.sum(1)) / _BOUND
+        device = self.outer.weight.device
+        read = self.norm(self.pairs(pairs).to(device))  # (pairs, width)
+        both = queries.to(read) * edits.to(read)  # (pairs, directions)
+        start = self._near.logit(both.sum(1)) / _BOUND
         scaled = both * both.shape[1] ** 0.5  # components of the size of the states'
         inner = nn.functional.gelu(self.inner(torch.cat([read, scaled], 1)))
         logits: Tensor = _BOUND * torch.tanh(start) + self.outer(inner)[:, 0]
         return logits
 
     @torch.no_grad()
-    def logits(
-        self, base: Any, pairs: Sequence[Pair], queries: Tensor, edits: Tensor, near: Near
-    ) -> Tensor:
+    def logits(self, pairs: Sequence[Pair], queries: Tensor, edits: Tensor) -> Tensor:
         """Return logits of pairs, (pairs,) float32 on the CPU, those of like length read together.
 
         Args:
-            base: lends its embeddings.
             pairs: to read.
             queries: (pairs, directions) of the queries.
             edits: (pairs, directions) of the edits.
-            near: turns cosines into logits.
         """
-        texts = [pair.text() for pair in pairs]
-        found = torch.zeros(len(texts))
-        for places in _batches(texts):
-            read = padded([texts[place] for place in places], left=True)
-            said = self(base, read, queries[places], edits[places], near)
-            found[places] = said.float().cpu()
+        found = torch.zeros(len(pairs))
+        for places in _batches(pairs):
+            some = [pairs[place] for place in places]
+            found[places] = self(some, queries[places], edits[places]).float().cpu()
         return found
 
 
-def new_cross_encoder(shape: Shape, directions: int, seed: int) -> CrossEncoder:
-    """Return one with seeded random weights; no global random state moves."""
+def new_cross_encoder(
+    base: Any,
+    tokenizer: Any,
+    reads: Shape | Encoder,
+    directions: int,
+    near: Near,
+    seed: int = 0,
+) -> CrossEncoder:
+    """Return one with seeded random weights on the base's device; no global random state moves.
+
+    Args:
+        base: lends its embeddings to a decoder.
+        tokenizer: the base's; tells a text encoder what token ids say.
+        reads: shape of a decoder, or what a text encoder is known by.
+        directions: width of the classifier's directions.
+        near: turns cosines into logits.
+        seed: of the weights.
+
+    Raises:
+        KeditError: the text encoder is not on this machine, or is another one.
+    """
+    device = base.get_input_embeddings().weight.device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return CrossEncoder(shape, directions)
+        pairs: DecoderPairs | EncoderPairs = (
+            DecoderPairs(base, reads)
+            if isinstance(reads, Shape)
+            else EncoderPairs(opened(reads, device), tokenizer)
+        )
+        return CrossEncoder(pairs, directions, near).to(device)
 
 
-def _batches(texts: Sequence[Text]) -> Iterator[list[int]]:
+def _batches(pairs: Sequence[Pair]) -> Iterator[list[int]]:
+    lengths = [len(pair.edit) + len(pair.query) for pair in pairs]
     batch: list[int] = []
-    for place in sorted(range(len(texts)), key=lambda one: len(texts[one].codes)):
-        tokens = len(texts[place].codes)
-        if batch and (len(batch) == _ROWS or (len(batch) + 1) * tokens > _TOKENS):
+    for place in sorted(range(len(pairs)), key=lambda one: lengths[one]):
+        if batch and (len(batch) == _ROWS or (len(batch) + 1) * lengths[place] > _TOKENS):
             yield batch
             batch = []
         batch.append(place)

@@ -39,13 +39,15 @@ class Finder:
             search: by default the classifier's own; where there is no re-ranker.
 
         Raises:
-            KeditError: the classifier's encoder is not on this machine, or is another one.
+            KeditError: a text encoder that reads is not on this machine, or is another one.
         """
         self._classifier, self._memory = classifier.to(memory.device), memory
         self._reader = reader_of(model, tokenizer, classifier.source, memory.device)
         self._search = search
         self._reranking = (
-            None if reranker is None else Reranking(model, reranker, self._memory, prompts)
+            None
+            if reranker is None
+            else Reranking(model, tokenizer, reranker, self._memory, prompts)
         )
 
     def watch(self, routing: Routing) -> list[Any]:

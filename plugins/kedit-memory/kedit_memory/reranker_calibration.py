@@ -24,6 +24,7 @@ _MOST = 256
 
 def calibrated_reranker(
     base: Any,
+    tokenizer: Any,
     classifier: ScopeClassifier,
     reranker: Reranker,
     examples: Examples,
@@ -41,6 +42,7 @@ def calibrated_reranker(
 
     Args:
         base: lends its embeddings.
+        tokenizer: the base's.
         classifier: trained.
         reranker: trained.
         examples: to validate on, with their prompts; each fact has an edit in the memory, under its own prompt.
@@ -50,7 +52,7 @@ def calibrated_reranker(
         recall: share of the wordings that either gate lets through.
         seed: of the choice of prompts, at most 256 of a kind.
     """
-    asked = _Asked(base, classifier, examples, crowd, seed)
+    asked = _Asked((base, tokenizer), classifier, examples, crowd, seed)
     reranker = asked.gated(reranker, recall)
     inside, right = asked.wordings(reranker)
     outside = {kind: asked.nearest(reranker, kind) for kind in ("neighbours", "others")}
@@ -76,9 +78,14 @@ class _Asked:
     """Prompts of a validation split, asked of its edits among a crowd of others or alone."""
 
     def __init__(
-        self, base: Any, classifier: ScopeClassifier, examples: Examples, crowd: Examples, seed: int
+        self,
+        beside: tuple[Any, Any],
+        classifier: ScopeClassifier,
+        examples: Examples,
+        crowd: Examples,
+        seed: int,
     ) -> None:
-        self._base, self._examples, self._seed = base, examples, seed
+        self._beside, self._examples, self._seed = beside, examples, seed
         self._directions = classifier.embed(examples.pooled)
         own = examples.wordings[:, 0]
         more = crowd.wordings[:, 0]
@@ -111,7 +118,8 @@ class _Asked:
     def nearest(self, reranker: Reranker, kind: str, *, crowded: bool = True) -> Tensor:
         """Return the largest logit of each prompt of a kind that no edit is asked for by."""
         table: Tensor = getattr(self._examples, kind)
-        places = sorted(set(table[table >= 0].tolist()))
+        asked = set(self._examples.wordings.flatten().tolist())  # by which edits are asked for
+        places = sorted(set(table[table >= 0].tolist()) - asked)
         chosen = Random(f"{kind} {self._seed}").sample(places, min(_MOST, len(places)))
         return self._best(reranker, chosen, crowded=crowded)[0]
 
@@ -125,7 +133,7 @@ class _Asked:
 
     def _search(self, reranker: Reranker, *, crowded: bool = True) -> Reranking:
         count = len(self._prompts) if crowded else len(self._examples)
-        return Reranking(self._base, reranker, self._memory[:count], self._prompts[:count])
+        return Reranking(*self._beside, reranker, self._memory[:count], self._prompts[:count])
 
     def _best(
         self, reranker: Reranker, places: Sequence[int], *, crowded: bool = True
@@ -138,7 +146,7 @@ class _Asked:
 
 def _temperature(inside: Tensor, outside: Tensor, threshold: float) -> float:
     """Return the temperature under which what is inside and what is not are likeliest, both alike."""
-    choices = torch.logspace(-1, 1.5, 51)
+    choices = torch.logspace(-2, 1.5, 71)
     losses = [
         float(softplus(-(inside - threshold) / one).mean())
         + float(softplus((outside - threshold) / one).mean())

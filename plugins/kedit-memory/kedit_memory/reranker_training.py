@@ -26,7 +26,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from kedit_core.progress import Progress
 from kedit_core.tokens import Ids
 from kedit_memory.cross_encoders import Near, Pair, new_cross_encoder
-from kedit_memory.decoders import padded, shape_for
+from kedit_memory.decoders import shape_for
+from kedit_memory.encoders import Encoder
 from kedit_memory.readers import Reader
 from kedit_memory.rerankers import Reranker, Reranking
 from kedit_memory.scope import ScopeClassifier
@@ -69,35 +70,40 @@ class RerankingLesson:
 
 def train_reranker(
     base: Any,
+    tokenizer: Any,
     classifier: ScopeClassifier,
     examples: Examples,
     lesson: RerankingLesson,
     progress: Progress,
+    *,
     reader: Reader | None = None,
+    encoder: Encoder | None = None,
 ) -> Reranker:
     """Return a re-ranker that was trained on examples; gates and threshold are not calibrated yet.
 
     Args:
         base: lends its embeddings; it stays as it is.
+        tokenizer: the base's.
         classifier: trained; its directions find candidates.
         examples: of facts that are not judged later, with their prompts.
         lesson: how to train.
         progress: hears how far it is.
         reader: reads spoilt wordings for the classifier; without one they keep their old directions.
+        encoder: reads the pairs; None lets a small decoder do it.
     """
-    shape = shape_for(base, lesson.blocks, lesson.heads)
-    device = base.get_input_embeddings().weight.device
+    reads = encoder or shape_for(base, lesson.blocks, lesson.heads)
     width = len(classifier.offset)
-    model = new_cross_encoder(shape, width, lesson.seed).to(device)
+    near = Near(threshold=classifier.threshold, temperature=classifier.temperature)
+    model = new_cross_encoder(base, tokenizer, reads, width, near, lesson.seed)
     untrained = Reranker(
-        shape=shape,
+        reads=reads,
         directions=width,
-        near=Near(threshold=classifier.threshold, temperature=classifier.temperature),
+        near=near,
         weights=_state(model),
         candidates=lesson.candidates,
         sparse=lesson.sparse,
     )
-    draws = _Draws(base, classifier, examples, reader, untrained)
+    draws = _Draws((base, tokenizer), classifier, examples, reader, untrained)
     adam = torch.optim.AdamW(model.parameters(), lr=lesson.lr, betas=_BETAS, weight_decay=0.01)
     chance = Random(f"reranker {lesson.seed}")
     with torch.enable_grad(), progress.task("training the re-ranker", lesson.steps, "steps") as on:
@@ -106,8 +112,7 @@ def train_reranker(
                 rising, falling = (step + 1) * _WARM / lesson.steps, 2 * (1 - step / lesson.steps)
                 group["lr"] = lesson.lr * min(1.0, rising, falling)
             drawn = draws.step(lesson, chance)
-            text = padded([pair.text() for pair in drawn.pairs], left=True)
-            logits = model(base, text, drawn.queries, drawn.edits, untrained.near)
+            logits = model(drawn.pairs, drawn.queries, drawn.edits)
             loss = binary_cross_entropy_with_logits(logits, drawn.same.to(logits))
             adam.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -142,7 +147,7 @@ class _Step:
 class _Draws:
     """What training draws from."""
 
-    base: Any
+    beside: tuple[Any, Any]
     classifier: ScopeClassifier
     examples: Examples
     reader: Reader | None
@@ -159,7 +164,7 @@ class _Draws:
         directions = self.directions
         own = self.examples.wordings[:, 0]
         prompts = [self.examples.prompts[place] for place in own.tolist()]
-        search = Reranking(self.base, self.reranker, directions[own], prompts)
+        search = Reranking(*self.beside, self.reranker, directions[own], prompts)
         return search.candidates(directions, self.examples.prompts)
 
     @cached_property

@@ -21,6 +21,7 @@ from kedit_core.errors import DeltaError
 from kedit_core.tokens import Ids
 from kedit_memory.cross_encoders import CrossEncoder, Near, Pair, new_cross_encoder
 from kedit_memory.decoders import Shape
+from kedit_memory.encoders import Encoder, encoder_from
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.scope import Match
 from kedit_memory.sparse import SparseIndex
@@ -34,7 +35,7 @@ class Reranker:
     """A trained re-ranker.
 
     Attributes:
-        shape: of its cross-encoder.
+        reads: shape of the decoder that reads pairs, or what the text encoder is known by that does.
         directions: width of the classifier's directions.
         near: how the classifier turned cosines into logits when the re-ranker was trained.
         weights: of its cross-encoder, a state dict.
@@ -46,7 +47,7 @@ class Reranker:
         temperature: how fast the probability grows around it.
     """
 
-    shape: Shape
+    reads: Shape | Encoder
     directions: int
     near: Near
     weights: Mapping[str, Tensor] = field(eq=False, repr=False)
@@ -57,9 +58,18 @@ class Reranker:
     threshold: float = 0.0
     temperature: float = 1.0
 
-    def cross_encoder(self) -> CrossEncoder:
-        """Return the cross-encoder, in ``eval`` mode and without gradients."""
-        model = new_cross_encoder(self.shape, self.directions, 0)
+    def cross_encoder(self, base: Any, tokenizer: Any) -> CrossEncoder:
+        """Return the cross-encoder, in ``eval`` mode and without gradients.
+
+        Args:
+            base: lends its embeddings.
+            tokenizer: the base's.
+
+        Raises:
+            KeditError: the text encoder is not on this machine, or is another one.
+            RuntimeError: the weights are of another cross-encoder.
+        """
+        model = new_cross_encoder(base, tokenizer, self.reads, self.directions, self.near)
         model.load_state_dict(dict(self.weights))
         return model.requires_grad_(False).eval()
 
@@ -69,7 +79,11 @@ class Reranker:
 
     def settings(self) -> dict[str, Any]:
         """Return the rest of it as JSON values."""
-        return {name: one for name, one in asdict(self).items() if name != "weights"}
+        plain = {
+            name: one for name, one in asdict(self).items() if name not in ("weights", "reads")
+        }
+        kind = "shape" if isinstance(self.reads, Shape) else "encoder"
+        return {**plain, kind: self.reads.as_json()}
 
 
 def reranker_from(
@@ -93,33 +107,46 @@ def reranker_from(
         if name.startswith(_PREFIX)
     }
     try:
-        found = Reranker(
-            weights=own,
-            **{**settings, "shape": Shape(**settings["shape"]), "near": Near(**settings["near"])},
-        )
-        found.cross_encoder()
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        plain = {name: one for name, one in settings.items() if name not in ("shape", "encoder")}
+        encoder = settings.get("encoder")
+        reads = Shape(**settings["shape"]) if encoder is None else encoder_from(encoder)
+        if "outer.weight" not in own:
+            raise KeyError("outer.weight")
+        return Reranker(**{**plain, "near": Near(**settings["near"])}, reads=reads, weights=own)
+    except (KeyError, TypeError, ValueError) as error:
         raise DeltaError(where, f"holds no whole re-ranker ({error})") from None
-    return found
 
 
 class Reranking:
     """A re-ranker over the edits of a memory."""
 
     def __init__(
-        self, base: Any, reranker: Reranker, memory: Tensor, prompts: Sequence[Ids]
+        self,
+        base: Any,
+        tokenizer: Any,
+        reranker: Reranker,
+        memory: Tensor,
+        prompts: Sequence[Ids],
     ) -> None:
         """Search among edits.
 
         Args:
             base: lends its embeddings.
+            tokenizer: the base's.
             reranker: decides.
             memory: (edits, width) directions.
             prompts: of the edits, as token ids of the base.
+
+        Raises:
+            DeltaError: the re-ranker's weights are not whole.
+            KeditError: its text encoder is not on this machine, or is another one.
         """
-        self._base, self._reranker, self._memory = base, reranker, memory
+        self._reranker, self._memory = reranker, memory
         self._prompts = list(prompts)
-        self._model = reranker.cross_encoder().to(base.get_input_embeddings().weight.device)
+        try:
+            self._model = reranker.cross_encoder(base, tokenizer)
+        except RuntimeError as error:
+            raise DeltaError("re-ranker", f"holds no whole cross-encoder ({error})") from None
         self._index = SparseIndex(self._prompts) if reranker.sparse else None
 
     def match(self, queries: Tensor, prompts: Sequence[Ids], *, alone: bool) -> Match:
@@ -170,13 +197,8 @@ class Reranking:
         counts = [len(one) for one in pairs]
         rows = torch.arange(len(pairs)).repeat_interleave(torch.tensor(counts))
         places = torch.tensor([place for one in held[: len(pairs)] for place in one])
-        logits = self._model.logits(
-            self._base,
-            [one for some in pairs for one in some],
-            queries[rows],
-            self._memory[places.long()],
-            self._reranker.near,
-        )
+        flat = [one for some in pairs for one in some]
+        logits = self._model.logits(flat, queries[rows], self._memory[places.long()])
         return list(torch.split(logits, counts))
 
     def candidates(self, queries: Tensor, prompts: Sequence[Ids]) -> list[list[int]]:

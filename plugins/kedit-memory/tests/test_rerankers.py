@@ -4,12 +4,14 @@ import pytest
 import torch
 from attrs import evolve
 from torch.nn.functional import normalize
+from transformers import BertConfig, BertModel
 
-from kedit_core.errors import DeltaError
+from kedit_core.errors import DeltaError, KeditError
 from kedit_core.progress import Progress
-from kedit_core.testing import tiny_model
+from kedit_core.testing import byte_level_tokenizer, tiny_model
 from kedit_memory.cross_encoders import Near, Pair, new_cross_encoder
 from kedit_memory.decoders import shape_for
+from kedit_memory.encoders import described
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.pooling import Sites
 from kedit_memory.reranker_calibration import calibrated_reranker
@@ -69,20 +71,22 @@ def examples(seed):
 
 @pytest.fixture(scope="module")
 def trained(base, blind):
-    return train_reranker(base, blind, examples(0), LESSON, Progress())
+    return train_reranker(base, None, blind, examples(0), LESSON, Progress())
 
 
 @pytest.fixture(scope="module")
 def ready(base, blind, trained):
     shares = {"rejects": 0.9, "rejects_same_subject": 0.8, "recall": 0.99, "seed": 0}
-    return calibrated_reranker(base, blind, trained, examples(1), examples(0), **shares)[0]
+    return calibrated_reranker(base, None, blind, trained, examples(1), examples(0), **shares)[0]
 
 
 def searching(base, blind, reranker, told):
     """Return a search over the edits of facts, and queries in other wordings with their own edits."""
     own = told.wordings[:, 0]
     memory = blind.embed(told.pooled[own])
-    search = Reranking(base, reranker, memory, [told.prompts[place] for place in own.tolist()])
+    search = Reranking(
+        base, None, reranker, memory, [told.prompts[place] for place in own.tolist()]
+    )
     places = told.wordings[:, 1].tolist()
     return search, blind.embed(told.pooled[places]), [told.prompts[place] for place in places]
 
@@ -142,7 +146,7 @@ def test_only_prompts_that_come_near_are_read(base, blind, ready):
 
 
 def test_an_empty_memory_is_met_by_nobody(base, blind, ready):
-    search = Reranking(base, ready, torch.empty(0, 16), [])
+    search = Reranking(base, None, ready, torch.empty(0, 16), [])
     match = search.match(torch.randn(2, 16), [(1, 2), (3,)], alone=False)
     assert match.edit.tolist() == [OUTSIDE, OUTSIDE]
     assert match.probability.tolist() == [0, 0]
@@ -174,7 +178,7 @@ def test_it_comes_back_from_its_tensors_and_settings(base, blind, ready):
 def test_equal_seeds_give_equal_bits_and_nobody_elses_draws_move(base, blind):
     state, lesson = torch.get_rng_state(), evolve(LESSON, steps=3)
     first, again, other = (
-        train_reranker(base, blind, examples(0), evolve(lesson, seed=seed), Progress())
+        train_reranker(base, None, blind, examples(0), evolve(lesson, seed=seed), Progress())
         for seed in (3, 3, 4)
     )
     same = [torch.equal(one, again.weights[name]) for name, one in first.weights.items()]
@@ -189,34 +193,93 @@ def test_a_pair_says_which_tokens_both_hold(base):
     assert text.kinds == (1, 1, 2, 0, 3, 0)
 
 
+PAIRS = [Pair(edit=(5, 6, 7), query=(7, 9)), Pair(edit=(5,), query=(7,))]
+NEAR = Near(threshold=0.2, temperature=0.3)
+
+
+def directions(number=2):
+    chance = torch.Generator().manual_seed(5)
+    return [normalize(torch.randn(number, 8, generator=chance), dim=1) for _ in range(2)]
+
+
 def test_training_begins_at_what_the_cosines_say(base):
-    model = new_cross_encoder(shape_for(base, 1, None), 8, 0)
-    pairs = [Pair(edit=(5, 6, 7), query=(7, 9)), Pair(edit=(5,), query=(7,))]
-    queries, edits = normalize(torch.randn(2, 8), dim=1), normalize(torch.randn(2, 8), dim=1)
-    near = Near(threshold=0.2, temperature=0.3)
+    model = new_cross_encoder(base, None, shape_for(base, 1, None), 8, NEAR)
+    queries, edits = directions()
     wanted = 4 * torch.tanh(((queries * edits).sum(1) - 0.2) / 0.3 / 4)
-    torch.testing.assert_close(model.logits(base, pairs, queries, edits, near), wanted)
+    torch.testing.assert_close(model.logits(PAIRS, queries, edits), wanted)
 
 
-def test_a_pair_is_read_the_same_alone_and_among_others(base):
-    model = new_cross_encoder(shape_for(base, 1, None), 8, 0)
+@pytest.fixture(params=["decoder", "encoder"])
+def cross_encoder(request, base, tmp_path):
+    """Return an untrained one of either kind whose reading counts."""
+    reads = shape_for(base, 1, None)
+    if request.param == "encoder":
+        write_encoder(tmp_path / "encoder")
+        reads = described(str(tmp_path / "encoder"))
+    model = new_cross_encoder(base, byte_level_tokenizer(bos=True), reads, 8, NEAR)
     torch.nn.init.ones_(model.outer.weight)
-    pairs = [Pair(edit=(5, 6, 7), query=(7, 9)), Pair(edit=(5,), query=(7,))]
-    both = (torch.randn(2, 8), torch.randn(2, 8))
-    near = Near(threshold=0.2, temperature=0.3)
-    together = model.logits(base, pairs, *both, near)
+    return model
+
+
+def test_a_pair_is_read_the_same_alone_and_among_others(cross_encoder):
+    queries, edits = directions(3)
+    pairs = [*PAIRS, Pair(edit=tuple(range(40, 60)), query=tuple(range(70, 90)))]
+    together = cross_encoder.logits(pairs, queries, edits)
     for row, pair in enumerate(pairs):
-        queries, edits = (one[row : row + 1] for one in both)
-        alone = model.logits(base, [pair], queries, edits, near)
-        torch.testing.assert_close(together[row : row + 1], alone)
-    assert together[0] != together[1]
+        alone = cross_encoder.logits([pair], queries[row : row + 1], edits[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+    swapped = [Pair(edit=pair.query, query=pair.edit) for pair in pairs]
+    assert not torch.allclose(cross_encoder.logits(swapped, queries, edits), together, atol=1e-3)
+
+
+def write_encoder(folder):
+    """Write a BERT with random weights, and the byte-level tokenizer, which reads pairs too."""
+    tokenizer = byte_level_tokenizer(bos=False)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_text_encoder_reads_pairs_and_is_kept_by_name_alone(base, blind, tmp_path):
+    encoder = described(str(write_encoder(tmp_path / "encoder")))
+    tokenizer = byte_level_tokenizer(bos=True)
+    lesson = evolve(LESSON, steps=5)
+    beside = (base, tokenizer, blind, examples(0), lesson, Progress())
+    made = train_reranker(*beside, encoder=encoder)
+    assert made.reads == encoder
+    assert {name.split(".")[0] for name in made.weights} == {"norm", "inner", "outer"}
+    again = reranker_from(made.tensors(), made.settings(), "here")
+    told = examples(2)
+    own = told.wordings[:, 0]
+    memory = blind.embed(told.pooled[own])
+    prompts = [told.prompts[place] for place in own.tolist()]
+    asked = [told.prompts[place] for place in told.wordings[:, 1].tolist()][:4]
+    queries = blind.embed(told.pooled[told.wordings[:4, 1]])
+    first, other = (
+        Reranking(base, tokenizer, one, memory, prompts).best(queries, asked, alone=True)[0]
+        for one in (made, again)
+    )
+    assert torch.equal(first, other)
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    with pytest.raises(KeditError, match="is not on this machine"):
+        Reranking(base, tokenizer, again, memory, prompts)
 
 
 def test_calibration_keeps_enough_out(base, blind, trained):
     held, crowd = examples(1), examples(0)
     wanted = {"rejects": 0.9, "rejects_same_subject": 0.8}
     made, found = calibrated_reranker(
-        base, blind, trained, held, crowd, **wanted, recall=0.95, seed=0
+        base, None, blind, trained, held, crowd, **wanted, recall=0.95, seed=0
     )
     assert isinstance(made, Reranker)
     assert found.edits == 2 * FACTS

@@ -35,7 +35,9 @@ class RerankerTraining:
     Attributes:
         candidates: edits that are read with a prompt, those with the largest cosines.
         sparse: more candidates, those that share the rarest tokens with it (BM25); 0 for none.
-        blocks: of the cross-encoder, on the embeddings of the base.
+        encoder: folder or hub id of a text encoder that reads the pairs, frozen; None for a small decoder on
+            the embeddings of the base, which is trained.
+        blocks: of that decoder.
         heads: of its attention; None takes one for every 64 of its width.
         steps: of AdamW.
         queries: of a step.
@@ -47,6 +49,7 @@ class RerankerTraining:
 
     candidates: int = field(default=8, validator=validators.ge(1))
     sparse: int = field(default=8, validator=validators.ge(0))
+    encoder: str | None = None
     blocks: int = field(default=2, validator=validators.ge(1))
     heads: int | None = None
     steps: int = field(default=800, validator=validators.ge(1))

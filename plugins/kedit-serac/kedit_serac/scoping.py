@@ -10,7 +10,7 @@ from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
 from kedit_memory.encoders import Encoder, described
 from kedit_memory.pooling import Sites, sites_of
-from kedit_memory.readers import Reader, reader_of
+from kedit_memory.readers import reader_of
 from kedit_memory.reranker_calibration import calibrated_reranker
 from kedit_memory.reranker_training import RerankingLesson, train_reranker
 from kedit_memory.rerankers import Reranker
@@ -114,20 +114,20 @@ class Scoping:
         scoped = Scoped(classifier=classifier, calibration=found)
         return scoped if settings.reranker is None else self._reranked(scoped, training, validation)
 
-    @property
-    def _reader(self) -> Reader:
-        return reader_of(self.model, self.tokenizer, self.source, self.model.device)
-
     def _reranked(self, scoped: "Scoped", training: Examples, validation: Examples) -> "Scoped":
         settings, how = self.plan.scope, self.plan.scope.reranker or RerankerTraining()
         names = [one.name for one in fields(RerankingLesson) if one.name != "seed"]
         lesson = RerankingLesson(
             seed=self.plan.seed, **{name: getattr(how, name) for name in names}
         )
-        beside = (self.model, scoped.classifier)
+        beside = (self.model, self.tokenizer, scoped.classifier)
+        reader = reader_of(self.model, self.tokenizer, self.source, self.model.device)
+        encoder = None if how.encoder is None else described(how.encoder)
         reranker, found = calibrated_reranker(
             *beside,
-            train_reranker(*beside, training, lesson, self.progress, self._reader),
+            train_reranker(
+                *beside, training, lesson, self.progress, reader=reader, encoder=encoder
+            ),
             validation,
             training,
             rejects=settings.rejects,
