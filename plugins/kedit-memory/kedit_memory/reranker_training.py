@@ -57,7 +57,7 @@ class RerankingLesson:
     """
 
     candidates: int = 8
-    sparse: int = 8
+    sparse: int = 0
     blocks: int = 2
     heads: int | None = None
     steps: int = 800

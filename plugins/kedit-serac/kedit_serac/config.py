@@ -48,7 +48,7 @@ class RerankerTraining:
     """
 
     candidates: int = field(default=8, validator=validators.ge(1))
-    sparse: int = field(default=8, validator=validators.ge(0))
+    sparse: int = field(default=0, validator=validators.ge(0))
     encoder: str | None = None
     blocks: int = field(default=2, validator=validators.ge(1))
     heads: int | None = None
