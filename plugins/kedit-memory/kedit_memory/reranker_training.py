@@ -25,7 +25,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from kedit_core.progress import Progress
 from kedit_core.tokens import Ids
-from kedit_memory.cross_encoders import Near, Pair, new_cross_encoder
+from kedit_memory.cross_encoders import CrossEncoder, Near, Pair, new_cross_encoder
 from kedit_memory.decoders import shape_for
 from kedit_memory.encoders import Encoder
 from kedit_memory.readers import Reader
@@ -104,6 +104,14 @@ def train_reranker(
         sparse=lesson.sparse,
     )
     draws = _Draws((base, tokenizer), classifier, examples, reader, untrained)
+    _descend(model, draws, lesson, progress)
+    return evolve(untrained, weights=_state(model))
+
+
+def _descend(
+    model: CrossEncoder, draws: "_Draws", lesson: RerankingLesson, progress: Progress
+) -> None:
+    """Make all steps."""
     adam = torch.optim.AdamW(model.parameters(), lr=lesson.lr, betas=_BETAS, weight_decay=0.01)
     chance = Random(f"reranker {lesson.seed}")
     with torch.enable_grad(), progress.task("training the re-ranker", lesson.steps, "steps") as on:
@@ -119,7 +127,6 @@ def train_reranker(
             torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
             adam.step()
             on(1)
-    return evolve(untrained, weights=_state(model))
 
 
 def _state(model: torch.nn.Module) -> dict[str, Tensor]:
