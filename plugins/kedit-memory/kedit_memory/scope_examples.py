@@ -8,12 +8,12 @@ from attrs import field, frozen
 from torch import Tensor
 
 from kedit_core.progress import Progress
-from kedit_core.tokens import encode
+from kedit_core.tokens import Ids, encode
 from kedit_memory.encoders import Encoder
 from kedit_memory.garbling import garbled, pieces_of
 from kedit_memory.lexicons import Lexicon
 from kedit_memory.pooling import Sites
-from kedit_memory.readers import reader_of
+from kedit_memory.readers import Reader, reader_of
 from kedit_memory.scope import named_in
 from kedit_memory.scope_facts import Facts
 
@@ -34,6 +34,7 @@ class Examples:
         neighbours: (facts, most) places of probes that an edit of each fact must leave alone, likewise.
         named: (facts, words) the subjects, as the lexicon gives them.
         subjects: of the facts.
+        prompts: token ids of the base of each place; empty where nobody reads them.
     """
 
     states: Tensor = field(repr=False)
@@ -43,6 +44,7 @@ class Examples:
     neighbours: Tensor = field(repr=False)
     named: Tensor = field(repr=False)
     subjects: tuple[str, ...] = field(repr=False)
+    prompts: tuple[Ids, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Return the number of facts."""
@@ -89,18 +91,25 @@ def examples_of(
     places: dict[str, int] = {}
     tables = [_table(kind, places) for kind in (said, made_up, asked, near)]
     ids = [one.ids for one in encode(tokenizer, list(places), chat)]
-    states, reader = [], reader_of(model, tokenizer, source, model.device, lexicon)
+    reader = reader_of(model, tokenizer, source, model.device, lexicon)
+    return Examples(
+        states=_read(reader, ids, progress),
+        **dict(zip(_TABLES, tables, strict=True)),
+        named=named_in(lexicon, [fact.subject for fact in facts.facts]),
+        prompts=tuple(ids),
+        subjects=tuple(fact.subject for fact in facts.facts),
+    )
+
+
+def _read(reader: Reader, ids: Sequence[Ids], progress: Progress) -> Tensor:
+    """Return the states of prompts, (prompts, features)."""
+    states = []
     with progress.task("reading what asks the same and what does not", len(ids), "prompts") as done:
         for start in range(0, len(ids), _AT_ONCE):
             some = ids[start : start + _AT_ONCE]
             states.append(reader.states(some, alone=False))
             done(len(some))
-    return Examples(
-        states=torch.cat(states),
-        **dict(zip(_TABLES, tables, strict=True)),
-        named=named_in(lexicon, [fact.subject for fact in facts.facts]),
-        subjects=tuple(fact.subject for fact in facts.facts),
-    )
+    return torch.cat(states)
 
 
 def _table(texts: Sequence[tuple[str, ...]], places: dict[str, int]) -> Tensor:
@@ -124,6 +133,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
         **tables,
         named=torch.cat([one.named for one in parts]),
         subjects=tuple(subject for one in parts for subject in one.subjects),
+        prompts=tuple(ids for one in parts for ids in one.prompts),
     )
 
 
