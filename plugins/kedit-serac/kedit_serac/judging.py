@@ -88,8 +88,7 @@ def exam_of(
     ]
     probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    prompts = encode(tokenizer, [one.prompt for one in chosen], chat)
-    finder = _finder(model, tokenizer, classifier, reranker, chosen, [one.ids for one in prompts])
+    finder = _finder(model, tokenizer, classifier, reranker, chosen, chat=chat)
     draws = Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance)
     return Exam(
         edits=edits,
@@ -107,9 +106,11 @@ def _finder(
     classifier: ScopeClassifier,
     reranker: Reranker | None,
     edits: Sequence[EditRequest],
-    prompts: Sequence[Ids],
+    *,
+    chat: bool,
 ) -> Finder:
-    """Return what finds edits by their own prompts, which are given as tokens of the base too."""
+    """Return what finds edits by their own prompts."""
+    prompts = [one.ids for one in encode(tokenizer, [one.prompt for one in edits], chat)]
     reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
     states = reader.states(prompts, alone=False)
     memory = classifier.embed_edits(states, classifier.named(edits)).to(model.device)
