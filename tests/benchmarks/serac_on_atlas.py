@@ -11,9 +11,12 @@ percent by exact match, for each number of edits in memory:
 * near: neighbours whose answer is as before (those that are edits themselves left out); same subject: other
   questions about edited subjects that meet no edit; kept: the change in right answers to unrelated facts.
 
-Then one table of the trained classifier beside its two halves, raw cosine and an untrained projection: AUC by
-kind of hard negative, and the share of paraphrases, and of wordings never trained, that are accepted where 98 %
-of the neighbours are rejected. Exits 1 when a bar is missed. ``serac_costs.py`` measures time and room.
+Then one table of the trained classifier beside its two halves, raw cosine, an untrained projection and, where
+the checkpoint holds one, the re-ranker: AUC by kind of hard negative, and the share of paraphrases, and of
+wordings never trained, that are accepted where 98 % of the neighbours are rejected. Other questions about
+edited subjects are asked in wordings of the training and in new ones. ``--scope`` prints this table alone; the
+counterfactual model need not be trained for it. Exits 1 when a bar is missed. ``serac_costs.py`` measures time
+and room.
 """
 
 import random
@@ -25,14 +28,15 @@ from typing import Annotated
 
 import torch
 import typer
-from attrs import evolve, frozen
+from attrs import evolve, fields, frozen
 from rich.table import Table
 
 from kedit_atlas.world import load_world
 from kedit_core import Editor, EditRequest, Plugins
 from kedit_core.cli.screen import print_json, quiet_transformers, screen
-from kedit_core.tokens import encode, encode_target
+from kedit_core.tokens import Ids, encode, encode_target
 from kedit_memory.readers import reader_of
+from kedit_memory.rerankers import Reranking
 from kedit_memory.scope import ScopeClassifier, top_one
 from kedit_memory.scope_calibration import auc_of
 from kedit_serac.checkpoints import read
@@ -51,13 +55,22 @@ ACCEPTED_BAR, KEPT_BAR, SECONDS_BAR = 92, 0.5, 5
 REJECTED = 0.98
 
 
+Embed = Callable[[torch.Tensor], torch.Tensor]
+"""Takes states of prompts to vectors."""
+
+Best = tuple[torch.Tensor, torch.Tensor]
+"""The largest score of each prompt with the memory, and whose it is, (prompts,) each."""
+
+
 @frozen(kw_only=True)
 class Kinds:
     """Prompts of one memory, by what should become of them."""
 
     paraphrases: Sequence[tuple[str, int]]  # with the place of their edit
+    unseen: Sequence[tuple[str, int]]  # likewise
     near: Sequence[str]
     same_subject: Sequence[str]
+    same_subject_unseen: Sequence[str]
     same_relation: Sequence[str]
     random: Sequence[str]
 
@@ -94,11 +107,12 @@ class Bench:
         """Return hard negatives by kind, from what the world knows of the same subjects and relations."""
         world = load_world()
         pairs = {(one.subject, one.extra["relation"]) for one in facts}
-        same_subject, same_relation = [], []
+        same_subject, same_relation, in_new_words = [], [], []
         for one in facts:
             for fact in world.by_subject[str(one.subject)]:
                 if (fact.subject, fact.relation.name) not in pairs:
                     same_subject.append(fact.openings[0])
+                    in_new_words += fact.unseen
             others = world.of_relation(str(one.extra["relation"]))
             fact = self._chance.choice(others)
             if (fact.subject, fact.relation.name) not in pairs:
@@ -107,8 +121,10 @@ class Bench:
         near = [p.prompt for one in facts for p in one.locality if p.group == "near"]
         return Kinds(
             paraphrases=[(text, n) for n, one in enumerate(facts) for text in one.paraphrases],
+            unseen=[(text, n) for n, one in enumerate(facts) for text in one.extra["unseen"]],
             near=list(dict.fromkeys(near)),
             same_subject=list(dict.fromkeys(same_subject)),
+            same_subject_unseen=list(dict.fromkeys(in_new_words)),
             same_relation=list(dict.fromkeys(same_relation)),
             random=self._chance.sample(kept, min(len(kept), 400)),
         )
@@ -179,37 +195,66 @@ class Bench:
             hits += int((right | ~batch.targets).all(1).sum())
         return hits / len(rows)
 
-    def projections(self, edits: int) -> dict[str, dict[str, float]]:
-        """Return, for the trained classifier and its controls, AUC by kind and what is accepted."""
+    def projections(self, edits: int, most: int) -> dict[str, dict[str, float]]:
+        """Return, for what decides and its controls, AUC by kind and what is accepted.
+
+        Args:
+            edits: in memory.
+            most: prompts of a kind, drawn.
+        """
         facts = self.facts(edits)
-        kinds, trained = self.kinds(facts), self.checkpoint.classifier
-        unseen = [(text, n) for n, one in enumerate(facts) for text in one.extra["unseen"]]
-        asked = {"paraphrases": kinds.paraphrases, "never trained": unseen}
-        states = {
-            name: self._states(trained, list(texts))
+        kinds, trained = self._fewer(self.kinds(facts), most), self.checkpoint.classifier
+        asked = {"paraphrases": kinds.paraphrases, "never trained": kinds.unseen}
+        prompts = {
+            name: [one.ids for one in encode(self.editor.tokenizer, list(texts))]
             for name, texts in {
                 "edits": [one.prompt for one in facts],
                 **{name: [text for text, _ in some] for name, some in asked.items()},
                 "near": kinds.near,
                 "same subject": kinds.same_subject,
+                "same subject, new words": kinds.same_subject_unseen,
                 "same relation": kinds.same_relation,
                 "random": kinds.random,
             }.items()
         }
+        beside = (self.editor.model, self.editor.tokenizer)
+        reader = reader_of(*beside, trained.source, "cpu", trained.lexicon)
+        states = {name: reader.states(ids, alone=False) for name, ids in prompts.items() if ids}
         own = {name: torch.tensor([place for _, place in some]) for name, some in asked.items()}
-        controls = _controls(trained, trained.named(facts))
-        return {name: _compared(*pair, states, own) for name, pair in controls.items()}
+        found = {}
+        for name, (embed, stored) in _controls(trained, trained.named(facts)).items():
+            memory = stored(states["edits"])
+            best = {kind: top_one(embed(one), memory) for kind, one in states.items()}
+            found[name] = _compared(best, own)
+        if self.checkpoint.reranker is not None:
+            memory = trained.embed_edits(states["edits"], trained.named(facts))
+            found["re-ranker"] = _compared(self._reranked(prompts, states, memory), own)
+        return found
 
-    def _states(self, classifier: ScopeClassifier, texts: Sequence[str]) -> torch.Tensor:
-        ids = [one.ids for one in encode(self.editor.tokenizer, texts)]
-        reader = reader_of(
-            self.editor.model, self.editor.tokenizer, classifier.source, "cpu", classifier.lexicon
-        )
-        return reader.states(ids, alone=False)
+    def _fewer(self, kinds: Kinds, most: int) -> Kinds:
+        drawn = {
+            one.name: self._chance.sample(held, min(most, len(held)))
+            for one in fields(Kinds)
+            for held in [getattr(kinds, one.name)]
+        }
+        return Kinds(**drawn)
 
-
-Embed = Callable[[torch.Tensor], torch.Tensor]
-"""Takes states of prompts to vectors."""
+    def _reranked(
+        self,
+        prompts: Mapping[str, Sequence[Ids]],
+        states: Mapping[str, torch.Tensor],
+        memory: torch.Tensor,
+    ) -> dict[str, Best]:
+        """Return the largest logit of every prompt, and whose it is, by kind."""
+        reranker, embed = self.checkpoint.reranker, self.checkpoint.classifier.embed
+        assert reranker is not None
+        beside = (self.editor.model, self.editor.tokenizer, reranker)
+        search = Reranking(*beside, memory, prompts["edits"])
+        found = {}
+        for kind, one in states.items():
+            best, place = search.best(embed(one), prompts[kind], alone=False)
+            found[kind] = (best.clamp(-1e4, 1e4), place)  # so that quantiles are numbers
+        return found
 
 
 def _controls(trained: ScopeClassifier, named: torch.Tensor) -> dict[str, tuple[Embed, Embed]]:
@@ -237,25 +282,24 @@ def _controls(trained: ScopeClassifier, named: torch.Tensor) -> dict[str, tuple[
     }
 
 
-def _compared(
-    embed: Embed,
-    stored: Embed,
-    states: Mapping[str, torch.Tensor],
-    own: Mapping[str, torch.Tensor],
-) -> dict[str, float]:
-    memory = stored(states["edits"])
-    met = {name: top_one(embed(states[name]), memory) for name in own}
-    nearest = {
-        name: top_one(embed(found), memory)[0]
-        for name, found in states.items()
-        if name != "edits" and name not in own and len(found)
-    }
-    threshold = nearest["near"].quantile(REJECTED)
+def _compared(best: Mapping[str, Best], own: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return AUC of the paraphrases by kind, and what is accepted where enough neighbours are rejected.
+
+    Args:
+        best: by kind.
+        own: whose it should be, of the paraphrases and of the wordings never trained.
+    """
+    inside, _ = best["paraphrases"]
+    threshold = best["near"][0].quantile(REJECTED)
     accepted = {
-        name: 100 * float(((place == own[name]) & (best >= threshold)).float().mean())
-        for name, (best, place) in met.items()
+        name: 100 * float(((best[name][1] == wanted) & (best[name][0] >= threshold)).float().mean())
+        for name, wanted in own.items()
     }
-    aucs = {name: 100 * auc_of(met["paraphrases"][0], near) for name, near in nearest.items()}
+    aucs = {
+        name: 100 * auc_of(inside, near)
+        for name, (near, _) in best.items()
+        if name != "edits" and name not in own
+    }
     return {**aucs, "accepted": accepted["paraphrases"], "never trained": accepted["never trained"]}
 
 
@@ -282,19 +326,26 @@ def main(
     checkpoint: Annotated[Path, typer.Option("--checkpoint")],
     edits: Annotated[list[int], typer.Option("--edits")] = [100, 1000],  # noqa: B006
     seed: int = 0,
+    most: Annotated[
+        int, typer.Option("--most", help="Prompts of a kind in the last table.")
+    ] = 100_000,
+    scope_only: Annotated[bool, typer.Option("--scope")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Judge a checkpoint and print its scores."""
     torch.set_num_threads(1)
     bench = Bench(model, checkpoint, seed)
-    alone = bench.unseen_targets()
-    judged = {number: {**bench.judged(number), **alone} for number in edits}
-    compared = bench.projections(max(edits))
+    judged: dict[int, dict[str, float]] = {}
+    if not scope_only:
+        alone = bench.unseen_targets()
+        judged = {number: {**bench.judged(number), **alone} for number in edits}
+    compared = bench.projections(max(edits), most)
     complaints = missed(judged, compared["trained"]["accepted"])
     if as_json:
         print_json({"judged": judged, "projections": compared})
     else:
-        show(f"{model}, edits in memory", {str(n): one for n, one in judged.items()})
+        if judged:
+            show(f"{model}, edits in memory", {str(n): one for n, one in judged.items()})
         show("projections: AUC by kind, and paraphrases accepted", compared)
         for complaint in complaints:
             screen().print(f"missed: {complaint}")

@@ -112,6 +112,7 @@ class Bench:
                 facts,
                 asked,
                 classifier,
+                checkpoint.reranker,
                 most=len(asked),
                 chat=False,
                 vocabulary=int(self._model.get_output_embeddings().weight.shape[0]),

@@ -84,19 +84,60 @@ class TextEncoder:
             texts: to read.
             alone: each by itself: what comes back is then the same bits whatever else is asked.
         """
-        device = next(self._model.parameters()).device
-        if not texts:
-            return torch.zeros(0, self.width, device=device)
-        read = self._tokenizer(list(texts), truncation=True, max_length=self._most)["input_ids"]
-        found = torch.zeros(len(texts), self.width, device=device)
-        for places in _batches(read, 1 if alone else _ROWS):
-            rows = [torch.tensor(read[place]) for place in places]
-            ids = pad_sequence(rows, batch_first=True, padding_value=self._pad).to(device)
-            lengths = torch.tensor([len(row) for row in rows], device=device)
-            real = torch.arange(ids.shape[1], device=device) < lengths[:, None]  # (rows, tokens)
-            hidden = self._model(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        read = self._read(list(texts))
+        found = self._zeros(len(texts), self.width)
+        for places in _batches([len(one) for one in read["input_ids"]], 1 if alone else _ROWS):
+            hidden, real = self._hidden(read, places)
             found[places] = _pooled(hidden, real, self.known_by.pooling)
         return found
+
+    @torch.no_grad()
+    def pair_states(self, firsts: Sequence[str], seconds: Sequence[str]) -> Tensor:
+        """Return states of pairs of texts, each read as one: the mean and the first token's side by side.
+
+        Args:
+            firsts: (pairs,) of the pairs; of a pair that is too long the longer text loses what it begins with.
+            seconds: (pairs,) likewise.
+
+        Returns:
+            (pairs, 2 · width) float32 on the encoder's device.
+        """
+        read = self._read(list(firsts), list(seconds))
+        found = self._zeros(len(firsts), 2 * self.width)
+        for places in _batches([len(one) for one in read["input_ids"]], _ROWS):
+            hidden, real = self._hidden(read, places)
+            both = [_pooled(hidden, real, pooling) for pooling in ("mean", "first")]
+            found[places] = torch.cat(both, dim=1)
+        return found
+
+    def _read(self, *texts: list[str]) -> Mapping[str, Sequence[Sequence[int]]]:
+        if not texts[0]:
+            return {"input_ids": []}
+        found: Mapping[str, Sequence[Sequence[int]]] = self._tokenizer(
+            *texts, truncation=True, max_length=self._most
+        )
+        return found
+
+    def _zeros(self, rows: int, width: int) -> Tensor:
+        return torch.zeros(rows, width, device=next(self._model.parameters()).device)
+
+    def _hidden(
+        self, read: Mapping[str, Sequence[Sequence[int]]], places: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Return last hidden states (rows, tokens, width) and which tokens are no pads (rows, tokens)."""
+        device = next(self._model.parameters()).device
+
+        def table(name: str, fill: int) -> Tensor:
+            rows = [torch.tensor(read[name][place]) for place in places]
+            return pad_sequence(rows, batch_first=True, padding_value=fill).to(device)
+
+        given = {"input_ids": table("input_ids", self._pad)}
+        lengths = torch.tensor([len(read["input_ids"][place]) for place in places], device=device)
+        real = torch.arange(given["input_ids"].shape[1], device=device) < lengths[:, None]
+        if "token_type_ids" in read:  # which of two texts a token is of
+            given["token_type_ids"] = table("token_type_ids", 0)
+        said = self._model(**given, attention_mask=real.long())
+        return said.last_hidden_state, real
 
 
 def _pooled(hidden: Tensor, real: Tensor, pooling: str) -> Tensor:
@@ -108,11 +149,11 @@ def _pooled(hidden: Tensor, real: Tensor, pooling: str) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def _batches(read: Sequence[Sequence[int]], most: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Yield places of texts of like length, without those that have no token."""
     batch: list[int] = []
-    for place in sorted(range(len(read)), key=lambda one: len(read[one])):
-        tokens = len(read[place])
+    for place in sorted(range(len(lengths)), key=lambda one: lengths[one]):
+        tokens = lengths[place]
         if not tokens:
             continue
         if batch and (len(batch) == most or (len(batch) + 1) * tokens > _TOKENS):

@@ -36,6 +36,7 @@ class Examples:
         subjects: of the facts.
         asked_more: (facts,) bool, whether the other questions are such as subjects of that kind have; else they
             may make no sense.
+        prompts: token ids of the base of each place; empty where nobody reads them.
     """
 
     states: Tensor = field(repr=False)
@@ -46,6 +47,7 @@ class Examples:
     named: Tensor = field(repr=False)
     subjects: tuple[str, ...] = field(repr=False)
     asked_more: Tensor = field(repr=False)
+    prompts: tuple[Ids, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         """Return the number of facts."""
@@ -97,6 +99,7 @@ def examples_of(
         states=_read(reader_of(model, tokenizer, source, model.device, lexicon), ids, progress),
         **dict(zip(_TABLES, tables, strict=True)),
         named=named_in(lexicon, subjects),
+        prompts=tuple(ids),
         subjects=subjects,
         asked_more=torch.tensor([facts.asked_more(fact) for fact in facts.facts]),
     )
@@ -135,6 +138,7 @@ def joined(parts: Sequence[Examples]) -> Examples:
         named=torch.cat([one.named for one in parts]),
         subjects=tuple(subject for one in parts for subject in one.subjects),
         asked_more=torch.cat([one.asked_more for one in parts]),
+        prompts=tuple(ids for one in parts for ids in one.prompts),
     )
 
 

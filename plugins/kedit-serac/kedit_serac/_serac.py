@@ -23,9 +23,11 @@ from kedit_core.digests import digest
 from kedit_core.errors import KeditError
 from kedit_core.requests import EditRequest
 from kedit_core.tokens import Ids, encode_target
+from kedit_memory.finders import Finder
 from kedit_memory.members import Members, members_of, memory_of, shared_of
 from kedit_memory.passages import Passage
-from kedit_memory.readers import Reader, reader_of
+from kedit_memory.readers import reader_of
+from kedit_memory.rerankers import reranker_from
 from kedit_memory.routing import Routing
 from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids
 from kedit_memory.scope_files import made_for
@@ -37,7 +39,7 @@ from kedit_serac.kernels import scope_top1
 from kedit_serac.telling import Told, Voice
 
 _MODEL = "counterfactual."
-_EMBEDDING = "embedding"
+_EMBEDDING, _RERANKER = "embedding", "reranker"
 
 
 @frozen(kw_only=True)
@@ -56,6 +58,14 @@ class Trained:
     def classifier(self) -> ScopeClassifier:
         """Return the scope classifier."""
         return classifier_from(self.tensors, self.settings["scope"], "the memory")
+
+    def adjusted(self, threshold: float | None) -> "Trained":
+        """Return the same with a threshold that was set by hand, if one was: of whatever decides."""
+        if threshold is None:
+            return self
+        decides = _RERANKER if _RERANKER in self.settings else "scope"
+        changed = {**self.settings[decides], "threshold": threshold}
+        return evolve(self, settings={**self.settings, decides: changed})
 
 
 def serac(
@@ -76,7 +86,8 @@ def serac(
     classifier = trained.classifier
     prompts = [one.ids for one in encode(tokenizer, _prompts(batch.requests), batch.chat)]
     # Read alone, so that an edit is the same bits whatever it was added with.
-    states = _reader(model, tokenizer, classifier).states(prompts, alone=True)
+    reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
+    states = reader.states(prompts, alone=True)
     named = classifier.named(batch.requests)
     rows = [
         classifier.embed_edits(state[None], name[None])[0]  # (width,) each
@@ -101,15 +112,31 @@ def scope(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, delta: Delta, prompts: Sequence[str]
 ) -> Scope:
     """Return the probability that each prompt is in scope, and whose; a forward decides the same."""
-    part = memory_of(delta)
-    classifier = classifier_from(part.tensors, part.settings["scope"], f"delta {delta.id}")
     members = members_of(delta)
     if not prompts:
         return Scope(probability=torch.zeros(0), requests=())
     asked = [one.ids for one in encode(tokenizer, prompts, delta.provenance.chat)]
-    states = _reader(model, tokenizer, classifier).states(asked, alone=True)
-    match = classifier.match(classifier.embed(states), members.rows[_EMBEDDING], scope_top1)
-    return Scope(probability=match.probability, requests=request_ids(match, members.ids))
+    match = _finder(model, tokenizer, delta).of(asked)
+    return Scope(probability=match.probability.cpu(), requests=request_ids(match, members.ids))
+
+
+def _finder(model: Any, tokenizer: Any, delta: Delta) -> Finder:
+    """Return what finds the edits of a delta."""
+    part, where = memory_of(delta), f"delta {delta.id}"
+    reranker = reranker_from(part.tensors, part.settings.get(_RERANKER), where)
+    prompts: list[Ids] = []
+    if reranker is not None:  # else nobody reads them
+        chat = delta.provenance.chat
+        prompts = [one.ids for one in encode(tokenizer, _prompts(delta.requests), chat)]
+    return Finder(
+        model,
+        tokenizer,
+        classifier_from(part.tensors, part.settings["scope"], where),
+        members_of(delta).rows[_EMBEDDING].to(model.get_output_embeddings().weight.device),
+        reranker=reranker,
+        prompts=prompts,
+        search=scope_top1,
+    )
 
 
 class Answering:
@@ -126,10 +153,7 @@ class Answering:
         }
         self._model, self._hands_back = model, config.hand_back
         counterfactual = loaded(shape_from(part.settings["shape"]), weights).beside(weight)
-        classifier = classifier_from(part.tensors, part.settings["scope"], f"delta {delta.id}")
-        self._classifier = classifier.to(weight.device)
-        self._embeddings = members.rows[_EMBEDDING].to(weight.device)  # (edits, width)
-        self._reader = _reader(model, tokenizer, classifier)
+        self._finder = _finder(model, tokenizer, delta)
         self._voice: Voice | Bridge
         if isinstance(counterfactual, Bridged):
             self._voice = Bridge(model, tokenizer, counterfactual, members.requests)
@@ -140,13 +164,11 @@ class Answering:
 
     def attach(self) -> Applied:
         """Begin to answer."""
-        return self._routing.attach(self._reader.watch(self._routing), self._answer)
+        return self._routing.attach(self._finder.watch(self._routing), self._answer)
 
     def _answer(self, passage: Passage, output: Any) -> Any:
         if passage.reads_a_prompt:
-            states = self._reader.noted(passage).to(self._embeddings.device)
-            queries = self._classifier.embed(states)
-            match = self._classifier.match(queries, self._embeddings, scope_top1)
+            match = self._finder.in_pass(passage)
             passage.settle(match.edit, match.probability)
         kept = passage.kept
         if kept is None or not kept.inside:
@@ -159,10 +181,6 @@ class Answering:
         else:
             return output
         return _with_told(self._model, passage, output, told)
-
-
-def _reader(model: Any, tokenizer: Any, classifier: ScopeClassifier) -> Reader:
-    return reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
 
 
 def _with_told(model: Any, passage: Passage, output: Any, told: Told) -> Any:
@@ -195,7 +213,8 @@ def _trained(
         )
     if previous and config.checkpoint in (None, previous[-1].provenance.config.get("checkpoint")):
         settings = dict(memory_of(previous[-1]).settings)
-        return _adjusted(Trained(tensors=shared_of(previous[-1]), settings=settings), config)
+        trained = Trained(tensors=shared_of(previous[-1]), settings=settings)
+        return trained.adjusted(config.threshold)
     checkpoint = read_for(Path(str(config.checkpoint)), made_for(weights, tokenizer))
     tensors = {
         **checkpoint.classifier.tensors(),
@@ -205,25 +224,20 @@ def _trained(
         "scope": checkpoint.classifier.settings(),
         "shape": checkpoint.shape.as_json(),
     }
+    if checkpoint.reranker is not None:
+        tensors |= checkpoint.reranker.tensors()
+        settings[_RERANKER] = checkpoint.reranker.settings()
     if previous and not _same(tensors, shared_of(previous[-1])):
         raise KeditError(
             f"the memory in force was made with another checkpoint than {config.checkpoint}; undo it, or "
             "make these edits with the same one"
         )
-    return _adjusted(Trained(tensors=tensors, settings=settings), config)
+    return Trained(tensors=tensors, settings=settings).adjusted(config.threshold)
 
 
 def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
     found, wanted = ({name: digest(one) for name, one in all_.items()} for all_ in (some, others))
     return found == wanted
-
-
-def _adjusted(trained: Trained, config: SeracConfig) -> Trained:
-    """Return the same with the threshold that was set by hand, if one was."""
-    if config.threshold is None:
-        return trained
-    scope = {**trained.settings["scope"], "threshold": config.threshold}
-    return evolve(trained, settings={**trained.settings, "scope": scope})
 
 
 def _prompts(requests: Sequence[EditRequest]) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kedit_core.errors import ModelError
-from kedit_serac.counterfactual import Padded
+from kedit_memory.decoders import Padded
 
 _LINE = "\n"
 _SAMPLE = "The capital of Peru is Lima.\nZoë's 3rd, 水."

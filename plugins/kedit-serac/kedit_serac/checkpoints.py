@@ -16,10 +16,12 @@ from torch import Tensor
 
 from kedit_core.errors import KeditError
 from kedit_core.files import write_atomically
+from kedit_memory.decoders import Shape
+from kedit_memory.rerankers import Reranker, reranker_from
 from kedit_memory.scope import ScopeClassifier, classifier_from
 from kedit_memory.scope_files import BEST, differs
 from kedit_serac.bridged import Bridged, Language, new_bridged, spelling_in
-from kedit_serac.counterfactual import Counterfactual, Shape, new_counterfactual
+from kedit_serac.counterfactual import Counterfactual, new_counterfactual
 
 LAST = "last.safetensors"
 
@@ -37,6 +39,7 @@ class Checkpoint:
         weights: its state dict.
         made_for: digests of a sample of the base, by dtype, and the fingerprint of its tokenizer.
         chat: prompts were rendered through the chat template.
+        reranker: of the scope, or None.
         about: what training says of itself, JSON values.
         state: tensors that training goes on from; empty in ``best``.
     """
@@ -46,6 +49,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor] = field(eq=False, repr=False)
     made_for: Mapping[str, str]
     chat: bool = False
+    reranker: Reranker | None = None
     about: Mapping[str, Any] = field(factory=dict, repr=False)
     state: Mapping[str, Tensor] = field(factory=dict, eq=False, repr=False)
 
@@ -89,6 +93,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     """
     tensors = {
         **checkpoint.classifier.tensors(),
+        **({} if checkpoint.reranker is None else checkpoint.reranker.tensors()),
         **{_MODEL + name: one for name, one in checkpoint.weights.items()},
         **{_STATE + name: one for name, one in checkpoint.state.items()},
     }
@@ -96,6 +101,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     said = {
         "scope": checkpoint.classifier.settings(),
         "shape": checkpoint.shape.as_json(),
+        "reranker": None if checkpoint.reranker is None else checkpoint.reranker.settings(),
         "made_for": dict(checkpoint.made_for),
         "chat": checkpoint.chat,
         "about": dict(checkpoint.about),
@@ -134,6 +140,7 @@ def read(path: Path) -> Checkpoint:
             weights=_below(tensors, _MODEL),
             made_for=said["made_for"],
             chat=bool(said["chat"]),
+            reranker=reranker_from(tensors, said.get("reranker"), str(path)),
             about=said["about"],
             state=_below(tensors, _STATE),
         )

@@ -17,7 +17,8 @@ class SeracConfig:
     Attributes:
         checkpoint: folder that ``kedit serac train`` filled for this model, a file in it, or a folder of
             such folders, of which the one for this model is taken.
-        threshold: score from which a prompt is in scope; None takes the calibrated one.
+        threshold: score from which a prompt is in scope, with a re-ranker its logit; None takes the calibrated
+            one.
         hand_back: once the answer was said, the model itself goes on from it; else the counterfactual
             model says all that follows.
     """
@@ -25,6 +26,36 @@ class SeracConfig:
     checkpoint: str | None = None
     threshold: float | None = None
     hand_back: bool = True
+
+
+@frozen(kw_only=True)
+class RerankerTraining:
+    """How a re-ranker is trained, which reads a prompt together with its nearest edits and decides.
+
+    Attributes:
+        candidates: edits that are read with a prompt, those with the largest scores.
+        encoder: folder or hub id of a text encoder that reads the pairs, frozen; None for a small decoder on
+            the embeddings of the base, which is trained.
+        blocks: of that decoder.
+        heads: of its attention; None takes one for every 64 of its width.
+        steps: of AdamW.
+        queries: of a step.
+        negatives: candidates of each query that are read in a step beside the edit that it asks for.
+        lr: at the most; it rises over the first twentieth and falls to nothing over the second half.
+        garbled: share of the queries that ask for an edit which are made-up wordings (``garbles``).
+        recall: share of the wordings that come near enough to some edit to be read.
+    """
+
+    candidates: int = field(default=8, validator=validators.ge(1))
+    encoder: str | None = None
+    blocks: int = field(default=2, validator=validators.ge(1))
+    heads: int | None = None
+    steps: int = field(default=800, validator=validators.ge(1))
+    queries: int = field(default=24, validator=validators.ge(1))
+    negatives: int = field(default=2, validator=validators.ge(1))
+    lr: float = field(default=1e-3, validator=validators.gt(0))
+    garbled: float = field(default=0.5, validator=[validators.ge(0), validators.le(1)])
+    recall: float = field(default=0.99, validator=_share)
 
 
 @frozen(kw_only=True)
@@ -46,6 +77,7 @@ class ScopeTraining:
             leaves it out.
         rejects: share of the neighbours that the threshold keeps out of a memory as large as the training set.
         rejects_same_subject: share of other questions about their subjects that it keeps out.
+        reranker: how a re-ranker is trained; None for no re-ranker.
     """
 
     encoder: str | None = None
@@ -62,6 +94,7 @@ class ScopeTraining:
     words: int = field(default=1024, validator=validators.ge(0))
     rejects: float = field(default=0.98, validator=_share)
     rejects_same_subject: float = field(default=0.9, validator=_share)
+    reranker: RerankerTraining | None = None
 
 
 @frozen(kw_only=True)

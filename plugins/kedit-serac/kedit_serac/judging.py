@@ -12,8 +12,10 @@ from torch.nn.functional import cross_entropy
 from kedit_core.requests import EditRequest
 from kedit_core.scoring import score_answers
 from kedit_core.tokens import Ids, encode
+from kedit_memory.finders import Finder
 from kedit_memory.kept import OUTSIDE
 from kedit_memory.readers import reader_of
+from kedit_memory.rerankers import Reranker
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_serac.bridged import Bridged
@@ -52,6 +54,7 @@ def exam_of(
     facts: Facts,
     asked: Sequence[Asked],
     classifier: ScopeClassifier,
+    reranker: Reranker | None,
     *,
     most: int,
     chat: bool,
@@ -67,6 +70,7 @@ def exam_of(
         facts: to ask for.
         asked: the same, in tokens of the counterfactual model.
         classifier: finds which edit each prompt meets.
+        reranker: decides among those that it finds; None lets the classifier decide.
         most: facts at the most.
         chat: render prompts through the chat template.
         vocabulary: below which number the tokens of the counterfactual model are.
@@ -84,31 +88,33 @@ def exam_of(
     ]
     probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    prompts = encode(tokenizer, [one.prompt for one in chosen], chat)
-    asks = [*(one.ids for one in prompts), *(one.prompt for one in probes)]
+    finder = _finder(model, tokenizer, classifier, reranker, chosen, chat=chat)
     draws = Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance)
     return Exam(
         edits=edits,
         copies=draws.rows(some, len(some)),
         probes=probes if reader is None else neighbours_of(reader, near, chat),
         known=torch.tensor([one.exact for one in answered]),
-        met=_met(model, tokenizer, classifier, chosen, asks),
+        met=finder.of([one.prompt for one in probes]).edit.cpu(),
         stored=[row_of(one, 0, 0, 0) for one in some],
     )
 
 
-def _met(
+def _finder(
     model: Any,
     tokenizer: Any,
     classifier: ScopeClassifier,
+    reranker: Reranker | None,
     edits: Sequence[EditRequest],
-    asked: Sequence[Ids],
-) -> Tensor:
-    """Return which edit each probe meets, (probes,); asked are the prompts of the edits, then the probes."""
+    *,
+    chat: bool,
+) -> Finder:
+    """Return what finds edits by their own prompts."""
+    prompts = [one.ids for one in encode(tokenizer, [one.prompt for one in edits], chat)]
     reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
-    states = reader.states(asked, alone=False)
-    memory = classifier.embed_edits(states[: len(edits)], classifier.named(edits))
-    return classifier.match(classifier.embed(states[len(edits) :]), memory).edit
+    states = reader.states(prompts, alone=False)
+    memory = classifier.embed_edits(states, classifier.named(edits)).to(model.device)
+    return Finder(model, tokenizer, classifier, memory, reranker=reranker, prompts=prompts)
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from kedit_core.tokens import Ids
+from kedit_memory.decoders import Text
 from kedit_serac.bridged import Bridged
 from kedit_serac.config import CounterfactualTraining
-from kedit_serac.counterfactual import Counterfactual, Text, head_of
+from kedit_serac.counterfactual import Counterfactual, head_of
 from kedit_serac.rows import Asked, Batch, Draws, Row, batch_of
 from kedit_serac.teams import ALONE, Team
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from kedit_core import Probe
 from kedit_core.tokens import Encoded, Ids, encode, encode_target
+from kedit_memory.decoders import Padded, Text, padded
 from kedit_memory.disjoint import normal
 from kedit_memory.scope_facts import Facts
-from kedit_serac.counterfactual import Padded, Text, edit_text, padded
+from kedit_serac.counterfactual import edit_text
 
 _STOP = "."
 _LONGEST = 8  # tokens of a random target

@@ -3,19 +3,22 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 
 from kedit_core.layout import ModelLayout
 from kedit_core.progress import Progress
 from kedit_memory.encoders import Encoder, described
 from kedit_memory.lexicons import Lexicon, lexicon_of
 from kedit_memory.pooling import Sites, sites_of
+from kedit_memory.reranker_calibration import calibrated_reranker
+from kedit_memory.reranker_training import RerankingLesson, train_reranker
+from kedit_memory.rerankers import Reranker
 from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_calibration import Calibration, calibrated
 from kedit_memory.scope_examples import Examples, examples_of, joined
 from kedit_memory.scope_facts import Facts
 from kedit_memory.scope_training import Lesson, train_scope
-from kedit_serac.config import ScopeTraining
+from kedit_serac.config import RerankerTraining, ScopeTraining
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.shards import Prepared
 
@@ -33,6 +36,21 @@ def source_of(layout: ModelLayout, settings: ScopeTraining) -> Sites | Encoder:
     if settings.encoder is None:
         return sites_of(layout)
     return described(settings.encoder, settings.pooling)
+
+
+@frozen(kw_only=True)
+class Scoped:
+    """What the scope side of a training ends with.
+
+    Attributes:
+        classifier: calibrated.
+        calibration: what decides does on the validation split, the re-ranker where there is one.
+        reranker: calibrated, or None.
+    """
+
+    classifier: ScopeClassifier
+    calibration: Calibration
+    reranker: Reranker | None = None
 
 
 @frozen
@@ -53,10 +71,8 @@ class Scoping:
     source: Sites | Encoder
     progress: Progress = field(repr=False)
 
-    def learned(
-        self, parts: Sequence[Prepared], start: ScopeClassifier
-    ) -> tuple[ScopeClassifier, Calibration]:
-        """Return the classifier of all shards so far, calibrated on their validation splits.
+    def learned(self, parts: Sequence[Prepared], start: ScopeClassifier) -> "Scoped":
+        """Return the classifier of all shards so far, and the re-ranker if one is asked for, calibrated.
 
         Args:
             parts: all shards so far.
@@ -77,13 +93,35 @@ class Scoping:
             dropout=settings.dropout,
             seed=self.plan.seed,
         )
-        return calibrated(
+        classifier, found = calibrated(
             train_scope(training, start, lesson, self.progress),
             validation,
             training,
             rejects=settings.rejects,
             rejects_same_subject=settings.rejects_same_subject,
         )
+        scoped = Scoped(classifier=classifier, calibration=found)
+        return scoped if settings.reranker is None else self._reranked(scoped, training, validation)
+
+    def _reranked(self, scoped: "Scoped", training: Examples, validation: Examples) -> "Scoped":
+        settings, how = self.plan.scope, self.plan.scope.reranker or RerankerTraining()
+        names = [one.name for one in fields(RerankingLesson) if one.name != "seed"]
+        lesson = RerankingLesson(
+            seed=self.plan.seed, **{name: getattr(how, name) for name in names}
+        )
+        beside = (self.model, self.tokenizer, scoped.classifier)
+        encoder = None if how.encoder is None else described(how.encoder)
+        reranker, found = calibrated_reranker(
+            *beside,
+            train_reranker(*beside, training, lesson, self.progress, encoder=encoder),
+            validation,
+            training,
+            rejects=settings.rejects,
+            rejects_same_subject=settings.rejects_same_subject,
+            recall=how.recall,
+            seed=self.plan.seed,
+        )
+        return evolve(scoped, reranker=reranker, calibration=found)
 
     def _examples(self, facts: Facts, edited: Collection[str], lexicon: Lexicon | None) -> Examples:
         settings = self.plan.scope

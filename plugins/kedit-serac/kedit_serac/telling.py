@@ -9,16 +9,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from kedit_core.tokens import Ids
+from kedit_memory.decoders import Padded, Text, padded
 from kedit_memory.kept import OUTSIDE, Kept
 from kedit_memory.passages import Passage
-from kedit_serac.counterfactual import (
-    Counterfactual,
-    Padded,
-    Text,
-    edit_text,
-    head_of,
-    padded,
-)
+from kedit_serac.counterfactual import Counterfactual, edit_text, head_of
 
 _UNSAID = -1
 _NO_TOKEN = -1

@@ -19,14 +19,14 @@ from kedit_core.config import as_mapping
 from kedit_core.errors import KeditError
 from kedit_core.progress import Progress
 from kedit_core.untouched import at_rest
+from kedit_memory.decoders import shape_for
 from kedit_memory.disjoint import check_disjoint, normal
-from kedit_memory.scope import ScopeClassifier
 from kedit_memory.scope_facts import Facts
 from kedit_memory.scope_files import BEST, made_for
 from kedit_memory.scope_training import untrained
 from kedit_serac.bridged import Bridged, Language
 from kedit_serac.checkpoints import LAST, Checkpoint, read, write
-from kedit_serac.counterfactual import Counterfactual, new_counterfactual, shape_for
+from kedit_serac.counterfactual import Counterfactual, new_counterfactual
 from kedit_serac.judging import Exam, exam_of, judged
 from kedit_serac.lessons import Lessons, Shard
 from kedit_serac.plans import TrainingPlan
@@ -170,19 +170,20 @@ class Training:
         scope: Mapping[str, float] = start.about.get("scope", {})
         checkpoint = start
         if self._team.first and not resumed:
-            classifier, found = self._scoping.learned([*known, own], start.classifier)
+            scoped = self._scoping.learned([*known, own], start.classifier)
+            found = scoped.calibration
             scope = {
                 "scope/auc_val": min(found.auc.values(), default=0.0),
                 "scope/accepted_val": found.accepted,
                 **{f"scope/rejected_{kind}_val": one for kind, one in found.rejected.items()},
             }
-            checkpoint = evolve(start, classifier=classifier)
+            checkpoint = evolve(start, classifier=scoped.classifier, reranker=scoped.reranker)
         model = checkpoint.counterfactual()
         about_steps = (plan.counterfactual, self._stop, plan.seed, self._team)
         lessons = Lessons(self._model, model, *about_steps)
         lessons.go_on(dict(start.state) if resumed else {})
         first = self._team.first
-        exams = self._exams([*known, own], checkpoint.classifier) if first else {}
+        exams = self._exams([*known, own], checkpoint) if first else {}
         shard = Shard(
             own=own.asked[0],
             earlier=[one for part in known for one in part.asked[0]],
@@ -232,7 +233,7 @@ class Training:
                 now = evolve(now, ended=last or now.stale >= settings.patience)
                 yield now, scores
 
-    def _exams(self, parts: Sequence[Prepared], classifier: ScopeClassifier) -> dict[str, Exam]:
+    def _exams(self, parts: Sequence[Prepared], checkpoint: Checkpoint) -> dict[str, Exam]:
         exams, language = {}, self._language
         about: dict[str, Any] = {
             "vocabulary": int(self._model.get_output_embeddings().weight.shape[0])
@@ -247,7 +248,8 @@ class Training:
                 self._tokenizer,
                 facts,
                 asked,
-                classifier,
+                checkpoint.classifier,
+                checkpoint.reranker,
                 most=_EXAM,
                 chat=self._plan.chat,
                 seed=self._plan.seed,

@@ -14,6 +14,7 @@ from kedit_core.testing.facts import RELATIONS, edit_of, facts
 from kedit_core.testing.kernels import interpreter, write_compiled
 from kedit_core.testing.training import FAMILIES
 from kedit_memory import (
+    decoders,
     garbling,
     lexicons,
     pooling,
@@ -36,7 +37,7 @@ JUDGED = 3
 """The first facts of each relation: edited and judged, so nothing is trained on them."""
 
 MADE_BY = (
-    *(pooling, readers, lexicons, garbling),
+    *(decoders, pooling, readers, lexicons, garbling),
     *(scope, scope_examples, scope_facts, scope_training, scope_calibration),
     *(counterfactual, files, lessons, rows, scoping),
 )

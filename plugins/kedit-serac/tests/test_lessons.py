@@ -5,9 +5,10 @@ import torch
 
 from kedit_core.testing import byte_level_tokenizer, tiny_model, trained_model
 from kedit_core.untouched import at_rest
+from kedit_memory.decoders import padded, shape_for
 from kedit_memory.scope_facts import Facts, facts_in
 from kedit_serac.config import CounterfactualTraining
-from kedit_serac.counterfactual import edit_text, head_of, new_counterfactual, padded, shape_for
+from kedit_serac.counterfactual import edit_text, head_of, new_counterfactual
 from kedit_serac.lessons import Lessons, Shard, distance
 from kedit_serac.rows import Row, asked_of, stop_of
 
