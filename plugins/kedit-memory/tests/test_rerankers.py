@@ -83,6 +83,7 @@ def examples(seed):
         named=words_of(subjects) / 2,
         prompts=tuple(prompts),
         subjects=tuple(map(str, subjects)),
+        asked_more=torch.ones(len(subjects), dtype=torch.bool),
         **{name: torch.tensor(table) for name, table in tables.items()},
     )
 
