@@ -203,6 +203,11 @@ def scope_classify(
         - The answer is the same whether the delta is in the model or not.
         - The edit's own prompt meets its request, with a higher probability than any unrelated one.
         - The decision is the one that a forward pass on the prompt takes.
+        - A batch of prompts in scope and out of it is answered as each is alone, whatever decodes it.
+        - Padded on the left or on the right, a row's logits are what they are without pads.
+        - ``generate`` says what forward passes say one token after the other.
+        - Out of scope the logits are bit for bit those of the model without the memory.
+        - With a seed, a batch is sampled the same twice, and out of scope as without the memory.
     """
 
 
