@@ -19,50 +19,55 @@ _OF_EACH = 4
 _CLOSE = 1e-3
 """How far logits may move with the pads of a batch, which change the order of sums."""
 
-_WAYS: Mapping[str, Mapping[str, Any]] = {
+_DECODERS: Mapping[str, Mapping[str, Any]] = {
     "greedy": {},
     "beam 4": {"num_beams": 4},
     "sampling": {"chance": True},
+}
+_WAYS: Mapping[str, Mapping[str, Any]] = {
+    f"{name}, {'a' if use_cache else 'no'} cache": {**how, "use_cache": use_cache}
+    for name, how in _DECODERS.items()
+    for use_cache in (True, False)
 }
 
 
 class MemoryChecks:
     """Checks of how sequences are routed; skipped where an edit changes weights or has no scope."""
 
-    @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
-    @pytest.mark.parametrize("how", _WAYS.values(), ids=_WAYS)
-    def test_a_mixed_batch_is_answered_as_its_rows_are(
-        self, bench: Bench, how: Mapping[str, Any], use_cache: bool
-    ) -> None:
+    def test_a_mixed_batch_is_answered_as_its_rows_are(self, bench: Bench) -> None:
         """A batch of prompts in scope and out of it is answered as each is alone, whatever decodes it."""
         editor, inside, outside = _mixed(bench)
         prompts = [one for pair in zip(inside, outside, strict=True) for one in pair]
-        together = _generated(editor, prompts, use_cache=use_cache, **how)
-        with editor.original():
-            before = _generated(editor, prompts, use_cache=use_cache, **how)
-        assert together != before, "the memory answers none of the prompts in its scope"
-        for place in range(1, len(prompts), 2):
-            assert together[place] == before[place], (
-                f"{prompts[place]!r} is out of scope and is answered otherwise in a batch"
-            )
-        for place, prompt in enumerate(prompts):
-            (alone,) = _generated(editor, [prompt], use_cache=use_cache, **how)
-            assert together[place] == alone, f"{prompt!r} is answered otherwise in a batch"
+        for name, how in _WAYS.items():
+            together = _generated(editor, prompts, **how)
+            with editor.original():
+                before = _generated(editor, prompts, **how)
+            assert together != before, "the memory answers none of the prompts in its scope"
+            for place in range(1, len(prompts), 2):
+                assert together[place] == before[place], (
+                    f"{prompts[place]!r} is out of scope and is answered otherwise in a batch ({name})"
+                )
+            for place, prompt in enumerate(prompts):
+                (alone,) = _generated(editor, [prompt], **how)
+                assert together[place] == alone, (
+                    f"{prompt!r} is answered otherwise in a batch ({name})"
+                )
 
-    @pytest.mark.parametrize("side", ["left", "right"])
-    def test_pads_on_either_side_change_no_answer(self, bench: Bench, side: str) -> None:
+    def test_pads_on_either_side_change_no_answer(self, bench: Bench) -> None:
         """Padded on the left or on the right, a row's logits are what they are without pads."""
         editor, inside, outside = _mixed(bench)
         prompts = [*inside, *outside]
-        ids, mask = _padded(editor, prompts, side)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        with torch.no_grad():
-            said = editor.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-        for row, prompt, alone in zip(
-            range(len(ids)), prompts, _alone(editor, prompts), strict=True
-        ):
-            off = float((said[row][mask[row].bool()] - alone).abs().max())
-            assert off <= _CLOSE, f"padded on the {side}, {prompt!r} is answered {off:.4f} off"
+        each = _alone(editor, prompts)
+        for side in ("left", "right"):
+            ids, mask = _padded(editor, prompts, side)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            with torch.no_grad():
+                found = editor.model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions
+                ).logits
+            for prompt, said, real, alone in zip(prompts, found, mask.bool(), each, strict=True):
+                off = float((said[real] - alone).abs().max())
+                assert off <= _CLOSE, f"padded on the {side}, {prompt!r} is answered {off:.4f} off"
 
     def test_generation_is_forward_step_by_step(self, bench: Bench) -> None:
         """``generate`` says what forward passes say one token after the other."""

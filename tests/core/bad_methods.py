@@ -1088,10 +1088,104 @@ def of_another_radius(model, tokenizer, delta, prompts):
     return classify(model, tokenizer, evolve(delta, parts=[wider]), prompts)
 
 
+# --- a memory that answers otherwise in company -------------------------------------------------------
+
+
+def _saying(change: Callable) -> Callable:
+    """Return an application whose model's output is changed besides: ``change(output, kwargs)``."""
+
+    def apply(model, delta):
+        applied = attach(model, delta)
+
+        def hook(_, __, kwargs, output):
+            change(output, kwargs)
+
+        handle = model.register_forward_hook(hook, with_kwargs=True)
+
+        def undo():
+            handle.remove()
+            applied.undo()
+
+        return Applied(undo)
+
+    return apply
+
+
+def like_the_first(output, _):
+    """Answer all rows as the first one."""
+    output.logits = output.logits[:1].expand_as(output.logits)
+
+
+def stirred_by_pads(output, kwargs):
+    """Count pads in."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and not mask.bool().all():
+        output.logits = output.logits + 1
+
+
+def a_little_more(output, _):
+    """Scale all logits, wherever the prompt belongs."""
+    output.logits = output.logits * (1 + 1e-5)
+
+
+def gambling(output, _):
+    """Draw from the stream of random numbers that sampling draws from."""
+    torch.rand(1)
+
+
+def turned(model, delta):
+    """Generate other tokens than forward passes say."""
+    applied, inner = attach(model, delta), model.generate
+    model.generate = lambda *args, **kwargs: inner(*args, **kwargs).roll(1, 1)
+
+    def undo():
+        del model.generate
+        applied.undo()
+
+    return Applied(undo)
+
+
+def _memory_methods() -> Iterator[Bad]:
+    for check, says, apply, name in (
+        (
+            "a_mixed_batch_is_answered_as_its_rows_are",
+            "otherwise in a batch",
+            _saying(like_the_first),
+            "decides for the batch",
+        ),
+        (
+            "pads_on_either_side_change_no_answer",
+            "padded on the left",
+            _saying(stirred_by_pads),
+            "counts pads",
+        ),
+        (
+            "generation_is_forward_step_by_step",
+            "otherwise than forward passes",
+            turned,
+            "turns what is generated",
+        ),
+        (
+            "out_of_scope_the_answer_is_the_models_own",
+            "not answered bit for bit",
+            _saying(a_little_more),
+            "scales all logits",
+        ),
+        (
+            "seeded_sampling_draws_the_same_again",
+            "draws other tokens",
+            _saying(gambling),
+            "gambles",
+        ),
+    ):
+        yield _bad(check, says, partial(memory, apply=apply), name)
+
+
 BAD = (
     *_plugin_methods(),
     *_computing_methods(),
     *_applying_methods(),
     *_sequence_methods(),
     *_scope_methods(),
+    *_memory_methods(),
 )
