@@ -36,7 +36,7 @@ class Gate:
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle SIGINT."""
-        if not self._open or self._before is None or _between_blocks(frame):
+        if not self._open or self._before is None or _between_blocks(frame) or _deletes(frame):
             self._pending = True
             return
         # Closed before raising: whatever cleans up after this one is not interrupted again.
@@ -48,6 +48,15 @@ class Gate:
 def _between_blocks(frame: FrameType | None) -> bool:
     """Tell whether a ``with`` is being entered or left: an exception there would skip its cleaning up."""
     return frame is not None and frame.f_globals.get("__name__") == "contextlib"
+
+
+def _deletes(frame: FrameType | None) -> bool:
+    """Tell whether something is being deleted: Python ignores what is raised there, and it would be lost."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -362,6 +362,28 @@ def test_a_second_ctrl_c_waits_until_the_first_one_is_cleaned_up():
     assert steps == ["cleaned up"]
 
 
+def test_a_ctrl_c_while_something_is_deleted_comes_as_soon_as_it_can_be_raised():
+    """What is raised in ``__del__`` reaches nobody."""
+
+    class Deleted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    reached = []
+
+    def work():
+        with uninterrupted() as gate:
+            with gate.open():
+                Deleted()
+                reached.append("the end of the block")
+            with gate.open():
+                reached.append("the next one")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached == ["the end of the block"]
+
+
 def test_gates_within_gates_let_a_ctrl_c_through_only_when_all_are_open():
     steps = []
 
