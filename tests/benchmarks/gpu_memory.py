@@ -118,6 +118,7 @@ class Bench:
                 untrained(sites, lexicon),
                 projection=torch.randn(WIDTH, features, generator=chance) / features**0.5,
                 offset=torch.zeros(WIDTH),
+                leaning=torch.zeros(features + 1),
                 words=1.0,
             )
             shape = shape_for(self.model, 2, None)

@@ -9,7 +9,8 @@ percent by exact match, for each number of edits in memory:
 * unseen, random: targets that training never met, real answers and strings of random tokens, by the
   counterfactual model alone;
 * near: neighbours whose answer is as before (those that are edits themselves left out); same subject: other
-  questions about edited subjects that meet no edit; kept: the change in right answers to unrelated facts.
+  questions about edited subjects that meet no edit, in wordings of the training, then in new ones; kept: the
+  change in right answers to unrelated facts.
 
 Then one table of the trained classifier beside its two halves, raw cosine, an untrained projection and, where
 the checkpoint holds one, the re-ranker: AUC by kind of hard negative, and the share of paraphrases, and of
@@ -141,18 +142,22 @@ class Bench:
         seconds = perf_counter() - started
         metrics = {"reliability.exact": {}, "generalization.exact": {}, "locality.unchanged": {}}
         means = self.editor.evaluate(facts, metrics).means()
-        met = self.editor.scope(kinds.same_subject).requests
         scores = {
             "edits": 100 * means["reliability.exact"],
             "paraphrases": 100 * means["generalization.exact"],
             "never trained": 100 * self._mean(unseen, "generalization.exact"),
             "near": 100 * means.get("locality.unchanged:near", means["locality.unchanged"]),
-            "same subject": 100 * met.count(None) / max(len(met), 1),
+            "same subject": self._left_alone(kinds.same_subject),
+            "in new words": self._left_alone(kinds.same_subject_unseen),
             "kept": 100 * (self._mean(kept, "reliability.exact") - before),
             "seconds": seconds,
         }
         self.editor.undo()
         return scores
+
+    def _left_alone(self, prompts: Sequence[str]) -> float:
+        met = self.editor.scope(prompts).requests
+        return 100 * met.count(None) / max(len(met), 1)
 
     def _kept(self) -> list[EditRequest]:
         found = self._plugins.call_all("read_requests", source="atlas:kept")

@@ -1,6 +1,6 @@
 """What SERAC keeps of a first shard of facts when its training goes on with a second one.
 
-``python tests/benchmarks/serac_shards.py MODEL --out FOLDER [--steps 1100]
+``python tests/benchmarks/serac_shards.py MODEL --out FOLDER [--steps 1000]
 [--scope-steps 1200] [--anew] [--json]``
 
 ``atlas:training`` is cut in two by subjects. A first training learns the first half; a second one begins with
@@ -32,11 +32,10 @@ from kedit_core import EditRequest, Plugins
 from kedit_core.cli.screen import BarProgress, print_json, quiet_transformers, screen
 from kedit_core.tokens import encode
 from kedit_core.untouched import at_rest
-from kedit_memory.pooling import pooled_states
 from kedit_memory.scope_facts import split
 from kedit_serac.checkpoints import Checkpoint
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
-from kedit_serac.judging import exam_of, judged
+from kedit_serac.judging import exam_of, finder_of, judged
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.rows import stop_of
 from kedit_serac.shards import Prepared, Source, prepared
@@ -115,7 +114,7 @@ class Bench:
                 checkpoint.reranker,
                 most=len(asked),
                 chat=False,
-                vocabulary=int(self._model.get_output_embeddings().weight.shape[0]),
+                tokens=checkpoint.counterfactual().sayable(self._model),
                 seed=self._plan.seed,
             )
             found = judged(self._model, checkpoint.counterfactual(), exam, stop, "held")
@@ -134,16 +133,19 @@ class Bench:
         known = {one.request.prompt for one in facts}
         paraphrases = [(text, n) for n, one in enumerate(facts) for text in one.request.paraphrases]
         near = [text for one in facts for text in one.neighbours if text not in known]
-        classifier = checkpoint.classifier
+        finder = finder_of(
+            self._model,
+            self._tokenizer,
+            checkpoint.classifier,
+            checkpoint.reranker,
+            [one.request for one in facts],
+            chat=False,
+        )
 
-        def directions(texts: Sequence[str]) -> torch.Tensor:
-            ids = [one.ids for one in encode(self._tokenizer, texts)]
-            states = pooled_states(self._model, classifier.sites, ids, alone=False)
-            return classifier.embed(states)
+        def met(texts: Sequence[str]) -> torch.Tensor:
+            return finder.of([one.ids for one in encode(self._tokenizer, texts)]).edit.cpu()
 
-        memory = directions([one.request.prompt for one in facts])
-        own = classifier.match(directions([text for text, _ in paraphrases]), memory).edit
-        others = classifier.match(directions(near), memory).edit
+        own, others = met([text for text, _ in paraphrases]), met(near)
         wanted = torch.tensor([place for _, place in paraphrases])
         return float((own == wanted).float().mean()), float((others < 0).float().mean())
 
@@ -161,7 +163,7 @@ def missed(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 def main(
     model: str,
     out: Annotated[Path, typer.Option("--out", help="Folder for the checkpoints.")],
-    steps: Annotated[int, typer.Option("--steps")] = 1100,
+    steps: Annotated[int, typer.Option("--steps")] = 1000,
     scope_steps: Annotated[int, typer.Option("--scope-steps")] = 1200,
     anew: Annotated[bool, typer.Option("--anew")] = False,
     seed: int = 0,

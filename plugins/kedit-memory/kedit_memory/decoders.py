@@ -159,13 +159,20 @@ class Decoder(nn.Module):
         places = torch.arange(whole.mask.shape[1], device=whole.mask.device)
         real = torch.where(whole.mask, places, -1).cummax(1).values  # the last that is no pad
         earlier = torch.cat([torch.full_like(real[:, :1], -1), real[:, :-1]], 1)[:, -new:]
-        words = self._words(base, whole.codes[:, -new:], whole.kinds[:, -new:])
+        words = self.words(base, whole.codes[:, -new:], whole.kinds[:, -new:])
         where = earlier.clamp(min=0)
-        before = self._words(base, whole.codes.gather(1, where), whole.kinds.gather(1, where))
+        before = self.words(base, whole.codes.gather(1, where), whole.kinds.gather(1, where))
         aside = before.roll(self.shape.width // 2, -1) * self.shift
         return words + torch.where(earlier[..., None].to(aside.device) >= 0, aside, 0)
 
-    def _words(self, base: Any, codes: Tensor, kinds: Tensor) -> Tensor:
+    def words(self, base: Any, codes: Tensor, kinds: Tensor) -> Tensor:
+        """Return what is read of single tokens, (rows, tokens, width).
+
+        Args:
+            base: lends its embeddings.
+            codes: (rows, tokens), as in :class:`Padded`.
+            kinds: (rows, tokens) of the same.
+        """
         embeddings = base.get_input_embeddings()
         device, dtype = self.marks.device, self.marks.dtype
         with torch.no_grad():

@@ -4,14 +4,16 @@ A linear map takes the frozen, pooled states of a prompt to a direction; an edit
 prompt. Beside it stands which words the prompt says, and which of them name the edit's subject (``lexicons``).
 With
 
-    s = max over edits of  cos(prompt, edit) + w · share of the edit's subject that stands in the prompt,
+    s = max over edits of  cos(prompt, edit) + w · share of the edit's subject that stands in the prompt
+        + tanh(leaning of the prompt),
 
     p = σ((s - threshold) / temperature)
 
-is the probability that the prompt is in the scope of that edit; from ½ on it is. Map, w, threshold and
-temperature are trained (``scope_training``): cosines of raw states cannot tell "where was X born" from
-"which language does X speak", and no map that was trained on some names and wordings reads all others. Both
-parts stand side by side in one vector, so that s is one product.
+is the probability that the prompt is in the scope of that edit; from ½ on it is. Map, w, leaning, threshold
+and temperature are trained (``scope_training``): cosines of raw states cannot tell "where was X born" from
+"which language does X speak", and no map that was trained on some names and wordings reads all others. A
+prompt in words that the training knows leans away from all edits but the one that it asks for; one in other
+words leans to whatever subject it names. All parts stand side by side in one vector, so that s is one product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +32,12 @@ from kedit_memory.lexicons import Lexicon
 from kedit_memory.pooling import Sites
 
 Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes queries (queries, width) and a memory (edits, width), gives the largest product of each query and
+"""Takes queries (queries, length) and a memory (edits, length), gives the largest product of each query and
 its place, (queries,) each."""
 
 _TILE = 8192
 _PREFIX = "scope."
-_NAMES = ("projection", "offset")
+_NAMES = ("projection", "offset", "leaning")
 _RARITY = f"{_PREFIX}rarity"
 
 
@@ -46,6 +48,7 @@ class ScopeClassifier:
     Attributes:
         projection: (width, features) float32.
         offset: (width,) float32.
+        leaning: (features + 1,) float32, the leaning of states, linear in them, its offset last.
         sites: blocks whose inputs are pooled; none where an encoder reads.
         threshold: score from which a prompt is in scope.
         temperature: how fast the probability grows around it.
@@ -56,6 +59,7 @@ class ScopeClassifier:
 
     projection: Tensor = field(eq=digest, repr=False)
     offset: Tensor = field(eq=digest, repr=False)
+    leaning: Tensor = field(eq=digest, repr=False)
     sites: Sites
     threshold: float
     temperature: float
@@ -68,14 +72,21 @@ class ScopeClassifier:
         """Return what reads prompts for it (``readers``)."""
         return self.encoder or self.sites
 
+    @property
+    def length(self) -> int:
+        """Return how many numbers a vector has."""
+        return len(self.projection) + 1 + (0 if self.lexicon is None else self.lexicon.width)
+
     def embed(self, states: Tensor) -> Tensor:
-        """Return the vectors of prompts, (rows, width) and what their words say behind.
+        """Return the vectors of prompts, (rows, length): directions, leanings and what their words say.
 
         Args:
             states: (rows, features), and (rows, words) of the lexicon behind, if there is one.
         """
         directions, said = self._parts(states)
-        return torch.cat([directions, self.words * said], dim=1)
+        pooled = states[:, : self.projection.shape[1]]
+        leanings = torch.tanh(pooled @ self.leaning[:-1] + self.leaning[-1])
+        return torch.cat([directions, leanings[:, None], self.words * said], dim=1)
 
     def embed_edits(self, states: Tensor, named: Tensor) -> Tensor:
         """Return the vectors of edits, which those of prompts are multiplied with.
@@ -84,7 +95,8 @@ class ScopeClassifier:
             states: of the edits' own prompts, as for ``embed``.
             named: (rows, words) their subjects, as the lexicon gives them.
         """
-        return torch.cat([self._parts(states)[0], named], dim=1)
+        directions, _ = self._parts(states)
+        return torch.cat([directions, torch.ones_like(directions[:, :1]), named], dim=1)
 
     def named(self, requests: Sequence[EditRequest]) -> Tensor:
         """Return what the words of edits are, (edits, words); (edits, 0) without a lexicon."""
@@ -101,8 +113,8 @@ class ScopeClassifier:
         """Return which edit each query meets.
 
         Args:
-            queries: (queries, width) vectors of ``embed``.
-            memory: (edits, width) vectors of ``embed_edits``.
+            queries: (queries, length) vectors of ``embed``.
+            memory: (edits, length) vectors of ``embed_edits``.
             search: by default :func:`top_one`.
         """
         if not len(memory):
@@ -191,8 +203,8 @@ def top_one(queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     Of equal products the first counts. No queries × memory matrix is ever there.
 
     Args:
-        queries: (queries, width).
-        memory: (edits, width), at least one.
+        queries: (queries, length).
+        memory: (edits, length), at least one.
     """
     best = torch.full((len(queries),), -torch.inf, device=queries.device)
     place = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)

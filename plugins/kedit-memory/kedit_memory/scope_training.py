@@ -91,13 +91,15 @@ class _Learner:
         self._states = (states - self._centre) / self._spread
         self._named, self._start, self._lesson, self._chance = examples.named, start, lesson, chance
         if start.projection.numel():
-            matrix = start.projection * self._spread
-            shift = start.offset + start.projection @ self._centre
+            rows = torch.cat([start.projection, start.leaning[None, :-1]])
+            matrix = rows * self._spread
+            shift = torch.cat([start.offset, start.leaning[-1:]]) + rows @ self._centre
         else:
-            matrix = torch.randn(lesson.width, features, generator=chance) / features**0.5
-            shift = torch.zeros(lesson.width)
+            matrix = torch.randn(lesson.width + 1, features, generator=chance) / features**0.5
+            matrix[-1] = 0.0
+            shift = torch.zeros(lesson.width + 1)
         weight = math.log(start.words) if start.words else _WORDS
-        self._map = matrix.requires_grad_(), shift.requires_grad_()
+        self._map = matrix.requires_grad_(), shift.requires_grad_()  # the last row is the leaning
         self._rest = [torch.tensor(one, requires_grad=True) for one in (_SHARP, _EDGE, weight)]
         self._adam = torch.optim.AdamW(
             [
@@ -115,9 +117,12 @@ class _Learner:
             with _seeded(self._chance):
                 states = dropout(states, self._lesson.dropout)
         matrix, shift = self._map
-        found = normalize(states @ matrix.T + shift, dim=1)
-        shared = self._said[drawn.queries] @ self._named[drawn.facts].T  # (queries, edits)
-        loss = _loss(found, shared, drawn, *self._rest)
+        mapped = states @ matrix.T + shift
+        found, leanings = normalize(mapped[:, :-1], dim=1), torch.tanh(mapped[:, -1:])
+        sharp, edge, weight = self._rest
+        edits, shared = len(drawn.memory), self._said[drawn.queries] @ self._named[drawn.facts].T
+        scores = found[edits:] @ found[:edits].T + weight.exp() * shared + leanings[edits:]
+        loss = _loss(sharp.exp() * (scores - edge), drawn.own)
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._adam.step()
@@ -126,11 +131,13 @@ class _Learner:
         """Return what was learned, for states as they are."""
         matrix, shift = (one.detach() for one in self._map)
         sharp, threshold, weight = (float(one.detach()) for one in self._rest)
-        projection = matrix / self._spread
+        rows = matrix / self._spread
+        offsets = shift - rows @ self._centre
         return evolve(
             self._start,
-            projection=projection,
-            offset=shift - projection @ self._centre,
+            projection=rows[:-1],
+            offset=offsets[:-1],
+            leaning=torch.cat([rows[-1], offsets[-1:]]),
             threshold=threshold,
             temperature=math.exp(-sharp),
             words=math.exp(weight) if self._named.shape[1] else 0.0,
@@ -147,6 +154,7 @@ def untrained(source: Sites | Encoder, lexicon: Lexicon | None = None) -> ScopeC
     return ScopeClassifier(
         projection=torch.empty(0, 0),
         offset=torch.empty(0),
+        leaning=torch.empty(0),
         sites=source if isinstance(source, Sites) else Sites(means=(), lasts=()),
         threshold=1.0,
         temperature=1.0,
@@ -212,13 +220,13 @@ def _one_of(table: Tensor, facts: Tensor, chance: torch.Generator) -> tuple[Tens
     return rows[torch.arange(len(rows)), chosen], count > 0
 
 
-def _loss(
-    found: Tensor, shared: Tensor, drawn: _Drawn, sharp: Tensor, edge: Tensor, words: Tensor
-) -> Tensor:
-    """Return binary cross-entropy of every query with every edit, a mean over queries."""
-    edits = len(drawn.memory)
-    scores = found[edits:] @ found[:edits].T + words.exp() * shared  # (queries, edits)
-    logits = sharp.exp() * (scores - edge)
-    same = drawn.own[:, None] == torch.arange(edits)
+def _loss(logits: Tensor, own: Tensor) -> Tensor:
+    """Return binary cross-entropy of every query with every edit, a mean over queries.
+
+    Args:
+        logits: (queries, edits).
+        own: (queries,) which edit each should meet, -1 for none.
+    """
+    same = own[:, None] == torch.arange(logits.shape[1])
     against = torch.where(same, 0.0, softplus(logits)).sum(1).mean()
     return against + softplus(-logits[same]).mean() if same.any() else against

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kedit_memory.lexicons import Lexicon, entries, lexicon_of
+from kedit_memory.lexicons import Lexicon, entries, lexicon_of, names_in
 
 TRAINING = [
     f"{ask} {name} is"
@@ -15,6 +15,12 @@ TRAINING = [
 @pytest.fixture(scope="module")
 def lexicon():
     return lexicon_of(TRAINING, 1024)
+
+
+@pytest.fixture(scope="module")
+def wide(lexicon):
+    """Return a lexicon whose products are the shares, within 0.05."""
+    return Lexicon(width=4**7, rarity=lexicon.rarity)
 
 
 def shared(lexicon, prompt, subject):
@@ -54,13 +60,46 @@ def test_sums_are_exact_so_a_batch_is_its_rows(lexicon):
 
 def test_what_is_nearly_at_right_angles_comes_from_width(lexicon):
     """The error of a product has the spread √(entries of the prompt · Σ weights²/ width)."""
-    subjects = [f"Name{n}" for n in range(200)]  # one entry each
+    subjects = [f"name{n}" for n in range(200)]  # one entry each
     said = lexicon.said(["one two three four five six seven eight"])[0]  # 15 entries
     wanted = (15 / lexicon.width) ** 0.5
     assert float((lexicon.named(subjects) @ said).std()) == pytest.approx(wanted, rel=0.15)
     narrow = Lexicon(width=64, rarity=lexicon.rarity)
     spread = float((narrow.named(subjects) @ narrow.said(["one two three"])[0]).std())
     assert spread == pytest.approx((5 / 64) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("subject", "whole", "part"),
+    [
+        ("Osaka", "The fans of Osaka play", "The fans of Naomi Osaka play"),
+        ("Miami", "Miami plays at home in", "Miami Beach lies in"),
+        ("Miami", "The Miami fans play", "Inter Miami plays"),
+        ("Upper Volta", "The Upper Volta of old", "The flag of New Upper Volta"),
+    ],
+)
+def test_a_name_within_a_longer_name_is_found_less(wide, subject, whole, part):
+    assert shared(wide, whole, subject) == pytest.approx(1, abs=0.05)
+    assert shared(wide, part, subject) < 0.9
+
+
+def test_names_are_runs_of_capitalised_words():
+    assert names_in("The New York of John Smith, Mayor") == [
+        ["the", "new", "york"],
+        ["john", "smith"],
+        ["mayor"],
+    ]
+    assert names_in("the eagle lands, 東京") == []
+
+
+def test_what_often_opens_a_text_is_no_part_of_the_name_behind_it(wide):
+    """The training opens with "The"; a name that opens a text is a name all the same."""
+    for prompt, subject in (
+        ("The Osaka fans are", "Osaka"),
+        ("The Hobbit is by", "The Hobbit"),
+        ("Naomi Osaka is", "Naomi Osaka"),
+    ):
+        assert shared(wide, prompt, subject) == pytest.approx(1, abs=0.05)
 
 
 def test_entries_are_words_and_pairs_of_the_end_of_a_text():

@@ -37,6 +37,7 @@ def blind():
     return ScopeClassifier(
         projection=torch.eye(16),
         offset=torch.zeros(16),
+        leaning=torch.zeros(17),
         sites=Sites(means=("a",), lasts=()),
         threshold=1.0,
         temperature=1.0,

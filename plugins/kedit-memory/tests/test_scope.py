@@ -14,6 +14,7 @@ from kedit_memory.scope import ScopeClassifier, classifier_from, request_ids, to
 CLASSIFIER = ScopeClassifier(
     projection=torch.randn(8, 12, generator=torch.Generator().manual_seed(0)),
     offset=torch.zeros(8),
+    leaning=torch.randn(13, generator=torch.Generator().manual_seed(5)) / 12**0.5,
     sites=Sites(means=("a", "b"), lasts=("b",)),
     threshold=0.8,
     temperature=0.05,
@@ -66,6 +67,15 @@ def test_it_comes_back_from_its_tensors_and_settings():
         classifier_from({}, CLASSIFIER.settings(), "here")
 
 
+def test_a_prompt_leans_to_all_edits_alike():
+    states = torch.randn(5, 12, generator=torch.Generator().manual_seed(4))
+    edits = CLASSIFIER.embed_edits(states[:3], torch.empty(3, 0))
+    scores = CLASSIFIER.embed(states) @ edits.T
+    mapped = torch.nn.functional.normalize(states @ CLASSIFIER.projection.T, dim=1)
+    leanings = torch.tanh(states @ CLASSIFIER.leaning[:-1] + CLASSIFIER.leaning[-1])
+    torch.testing.assert_close(scores, mapped @ mapped[:3].T + leanings[:, None])
+
+
 def test_words_add_the_share_of_the_subject_that_stands_in_the_prompt():
     lexicon = lexicon_of(["The capital of Peru is"], 1024)
     classifier = evolve(CLASSIFIER, lexicon=lexicon, words=0.7)
@@ -73,8 +83,9 @@ def test_words_add_the_share_of_the_subject_that_stands_in_the_prompt():
     said = lexicon.said(["Who rules Upper Volta?", "Who rules Chile?"])
     edits = classifier.embed_edits(states[:1], lexicon.named(["Upper Volta"]))
     scores = classifier.embed(torch.cat([states, said], dim=1)) @ edits.T
-    cosines = CLASSIFIER.embed(states) @ CLASSIFIER.embed(states[:1]).T
-    torch.testing.assert_close(scores - cosines, torch.tensor([[0.7], [0.0]]), rtol=0, atol=0.15)
+    assert edits.shape == (1, classifier.length)
+    alone = CLASSIFIER.embed(states) @ CLASSIFIER.embed_edits(states[:1], torch.empty(1, 0)).T
+    torch.testing.assert_close(scores - alone, torch.tensor([[0.7], [0.0]]), rtol=0, atol=0.15)
     again = classifier_from(classifier.tensors(), classifier.settings(), "here")
     assert again == classifier
     assert again != CLASSIFIER

@@ -27,6 +27,7 @@ def stored(model, tokenizer):
     classifier = ScopeClassifier(
         projection=torch.randn(8, 6, generator=chance),
         offset=torch.randn(8, generator=chance),
+        leaning=torch.randn(7, generator=chance),
         sites=sites_of(layout_of(model)),
         threshold=0.4,
         temperature=0.05,

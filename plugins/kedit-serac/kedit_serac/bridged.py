@@ -87,9 +87,9 @@ class Bridged(nn.Module):
         """Return logits of what :meth:`forward` gave: these are they."""
         return said
 
-    def vocabulary(self, base: Any) -> int:  # noqa: ARG002
-        """Return below which number its token ids are."""
-        return int(self.language.get_input_embeddings().weight.shape[0])
+    def sayable(self, base: Any) -> tuple[int, ...]:  # noqa: ARG002
+        """Return the token ids that it says."""
+        return tuple(range(int(self.language.get_input_embeddings().weight.shape[0])))
 
     def beside(self, weight: Tensor) -> "Bridged":
         """Return it on the device of a weight of the base, in the dtype that it was trained in."""

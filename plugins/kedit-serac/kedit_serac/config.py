@@ -89,10 +89,10 @@ class ScopeTraining:
     lr: float = field(default=1e-3, validator=validators.gt(0))
     dropout: float = field(default=0.05, validator=[validators.ge(0), validators.lt(1)])
     wordings: int = field(default=10, validator=validators.ge(2))
-    others: int = field(default=2, validator=validators.ge(1))
+    others: int = field(default=6, validator=validators.ge(1))
     garbles: int = field(default=10, validator=validators.ge(0))
     words: int = field(default=1024, validator=validators.ge(0))
-    rejects: float = field(default=0.98, validator=_share)
+    rejects: float = field(default=0.995, validator=_share)
     rejects_same_subject: float = field(default=0.9, validator=_share)
     reranker: RerankerTraining | None = None
 
@@ -111,6 +111,8 @@ class CounterfactualTraining:
         accumulate: parts that a step's rows are read in, one after the other, each of like lengths.
         lr: at the most; it rises over the first twentieth and falls to nothing at the end.
         random_targets: share of rows whose target is a random string of tokens, so that it must be copied.
+        garbled: share of rows whose query is one of ``scope.garbles`` made-up wordings, so that an answer
+            follows words that it never read too.
         locality: weight of the KL divergence from the base where the stored edit is another fact's. It rises
             from nothing in the second quarter of the steps; 0 spares the time that it takes.
         validate: steps between two validations; each writes the last checkpoint.
@@ -126,6 +128,7 @@ class CounterfactualTraining:
     accumulate: int = field(default=1, validator=validators.ge(1))
     lr: float = field(default=1e-3, validator=validators.gt(0))
     random_targets: float = field(default=0.5, validator=[validators.ge(0), validators.le(1)])
+    garbled: float = field(default=0.3, validator=[validators.ge(0), validators.le(1)])
     locality: float = field(default=0.05, validator=validators.ge(0))
     validate: int = field(default=100, validator=validators.ge(1))
     patience: int = field(default=5, validator=validators.ge(1))

@@ -58,7 +58,7 @@ def exam_of(
     *,
     most: int,
     chat: bool,
-    vocabulary: int,
+    tokens: Sequence[int],
     seed: int,
     reader: Any = None,
 ) -> Exam:
@@ -73,7 +73,7 @@ def exam_of(
         reranker: decides among those that it finds; None lets the classifier decide.
         most: facts at the most.
         chat: render prompts through the chat template.
-        vocabulary: below which number the tokens of the counterfactual model are.
+        tokens: of the counterfactual model, that random targets are drawn from.
         seed: of all draws.
         reader: its tokenizer, where it has one of its own.
     """
@@ -88,8 +88,8 @@ def exam_of(
     ]
     probes = neighbours_of(tokenizer, near, chat)
     answered = score_answers(model, [(one.prompt, one.answer) for one in probes])
-    finder = _finder(model, tokenizer, classifier, reranker, chosen, chat=chat)
-    draws = Draws(random_targets=1.0, vocabulary=vocabulary, chance=chance)
+    finder = finder_of(model, tokenizer, classifier, reranker, chosen, chat=chat)
+    draws = Draws(random_targets=1.0, tokens=tokens, chance=chance)
     return Exam(
         edits=edits,
         copies=draws.rows(some, len(some)),
@@ -100,7 +100,7 @@ def exam_of(
     )
 
 
-def _finder(
+def finder_of(
     model: Any,
     tokenizer: Any,
     classifier: ScopeClassifier,
@@ -109,7 +109,16 @@ def _finder(
     *,
     chat: bool,
 ) -> Finder:
-    """Return what finds edits by their own prompts."""
+    """Return what finds edits, with a memory of these alone.
+
+    Args:
+        model: the base.
+        tokenizer: of the base.
+        classifier: finds the nearest edits.
+        reranker: decides among them; None lets the classifier decide.
+        edits: of the memory.
+        chat: render prompts through the chat template.
+    """
     prompts = [one.ids for one in encode(tokenizer, [one.prompt for one in edits], chat)]
     reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
     states = reader.states(prompts, alone=False)

@@ -38,6 +38,7 @@ class Lessons:
 
     Attributes:
         model: in training.
+        tokens: that random targets are drawn from.
         adam: its optimiser.
     """
 
@@ -53,7 +54,7 @@ class Lessons:
         """Train ``model`` beside ``base``, in this and other processes; ``stop`` ends an answer."""
         self._base, self._settings, self._stop, self._seed = base, settings, stop, seed
         self._team = team
-        self._vocabulary = model.vocabulary(base)
+        self.tokens = model.sayable(base)
         self.model = model.requires_grad_(True)
         self.adam = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, betas=_BETAS, weight_decay=0.01
@@ -131,7 +132,10 @@ class Lessons:
         """Return the rows of a step: such as ask for their edit, and such as ask for a neighbour of it."""
         settings = self._settings
         draws = Draws(
-            random_targets=settings.random_targets, vocabulary=self._vocabulary, chance=chance
+            random_targets=settings.random_targets,
+            garbled=settings.garbled,
+            tokens=self.tokens,
+            chance=chance,
         )
         replayed = settings.replay if shard.earlier else 0.0
 

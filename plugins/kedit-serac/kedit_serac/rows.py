@@ -16,6 +16,7 @@ from kedit_core import Probe
 from kedit_core.tokens import Encoded, Ids, encode, encode_target
 from kedit_memory.decoders import Padded, Text, padded
 from kedit_memory.disjoint import normal
+from kedit_memory.garbling import garbled, pieces_of
 from kedit_memory.scope_facts import Facts
 from kedit_serac.counterfactual import edit_text
 
@@ -38,11 +39,13 @@ class Asked:
 
     Attributes:
         wordings: prompts that ask for it, its own first.
+        garbled: prompts about its subject in made-up words.
         targets: per wording the answers it may be given, as they continue that wording.
         neighbours: prompts that its edit must leave alone, with their answers.
     """
 
     wordings: tuple[Ids, ...]
+    garbled: tuple[Ids, ...] = field(repr=False)
     targets: tuple[tuple[Ids, ...], ...] = field(repr=False)
     neighbours: tuple[Neighbour, ...] = field(repr=False)
 
@@ -52,6 +55,7 @@ def asked_of(
     facts: Facts,
     *,
     wordings: int,
+    garbles: int = 0,
     chat: bool,
     seed: int,
     judged: Collection[str] = (),
@@ -62,13 +66,16 @@ def asked_of(
         tokenizer: of the base.
         facts: to ask for.
         wordings: of one fact at the most.
+        garbles: garbled wordings of one fact at the most.
         chat: render prompts through the chat template.
         seed: of the choice among wordings.
         judged: prompts that will be edited, normalised; they are nobody's neighbours here, since what the
             base says of them is what an edit changes.
     """
     found = []
+    pieces = pieces_of(tokenizer)
     for fact in facts.facts:
+        made_up = encode(tokenizer, garbled(facts, fact, garbles, pieces, seed), chat)
         prompts = encode(tokenizer, facts.wordings(fact, wordings, seed), chat)
         answers = [one for one in (fact.request.target_new, fact.request.target_true) if one]
         joiner = fact.request.joiner
@@ -77,6 +84,7 @@ def asked_of(
         found.append(
             Asked(
                 wordings=tuple(one.ids for one in prompts),
+                garbled=tuple(one.ids for one in made_up),
                 targets=tuple(targets),
                 neighbours=neighbours_of(tokenizer, near, chat),
             )
@@ -138,12 +146,14 @@ class Draws:
 
     Attributes:
         random_targets: share of them whose target is a random string of tokens.
-        vocabulary: ids below which these are.
+        garbled: share of the queries that ask for an edit in made-up words.
+        tokens: ids of which these are.
         chance: draws.
     """
 
     random_targets: float
-    vocabulary: int
+    garbled: float = 0.0
+    tokens: Sequence[int] = field(repr=False)
     chance: Random = field(repr=False)
 
     def rows(self, asked: Sequence[Asked], count: int) -> list[Row]:
@@ -156,7 +166,7 @@ class Draws:
         rows = []
         for _ in range(count):
             fact = self.chance.choice(asked)
-            wording, query = self.chance.choice(fact.wordings), self.chance.choice(fact.wordings)
+            wording, query = self.chance.choice(fact.wordings), self._query(fact)
             target = self._target(asked)
             rows.append(Row(edit=edit_text(wording, target), query=query, answer=target))
         return rows
@@ -177,11 +187,15 @@ class Draws:
             rows.append(Row(edit=edit, query=near.prompt, answer=near.answer))
         return rows
 
+    def _query(self, fact: Asked) -> Ids:
+        made_up = fact.garbled and self.chance.random() < self.garbled
+        return self.chance.choice(fact.garbled if made_up else fact.wordings)
+
     def _target(self, asked: Sequence[Asked]) -> Ids:
         chance = self.chance
         if chance.random() < self.random_targets:
             length = chance.randint(1, _LONGEST)
-            return tuple(chance.randrange(self.vocabulary) for _ in range(length))
+            return tuple(chance.choice(self.tokens) for _ in range(length))
         return chance.choice(chance.choice(chance.choice(asked).targets))
 
 

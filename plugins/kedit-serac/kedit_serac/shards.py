@@ -50,6 +50,11 @@ def prepared(
     """
     learned, held = split(source.requests, plan.validation, plan.seed)
     facts = facts_of(learned), Facts(facts=facts_in(held))
-    about: dict[str, Any] = {"wordings": plan.scope.wordings, "chat": plan.chat, "seed": plan.seed}
+    about: dict[str, Any] = {
+        "wordings": plan.scope.wordings,
+        "garbles": plan.scope.garbles,
+        "chat": plan.chat,
+        "seed": plan.seed,
+    }
     asked = [asked_of(tokenizer, one, judged=judged, **about) for one in facts]
     return Prepared(name=source.name, facts=facts, asked=(asked[0], asked[1]))

@@ -183,7 +183,7 @@ class Training:
         lessons = Lessons(self._model, model, *about_steps)
         lessons.go_on(dict(start.state) if resumed else {})
         first = self._team.first
-        exams = self._exams([*known, own], checkpoint) if first else {}
+        exams = self._exams([*known, own], checkpoint, lessons.tokens) if first else {}
         shard = Shard(
             own=own.asked[0],
             earlier=[one for part in known for one in part.asked[0]],
@@ -233,13 +233,10 @@ class Training:
                 now = evolve(now, ended=last or now.stale >= settings.patience)
                 yield now, scores
 
-    def _exams(self, parts: Sequence[Prepared], checkpoint: Checkpoint) -> dict[str, Exam]:
+    def _exams(
+        self, parts: Sequence[Prepared], checkpoint: Checkpoint, tokens: Sequence[int]
+    ) -> dict[str, Exam]:
         exams, language = {}, self._language
-        about: dict[str, Any] = {
-            "vocabulary": int(self._model.get_output_embeddings().weight.shape[0])
-        }
-        if language is not None:
-            about = {"vocabulary": language.vocabulary(None), "reader": language.tokenizer}
         for place, suffix in enumerate(("train", "val")):
             facts = Facts(facts=tuple(one for part in parts for one in part.facts[place].facts))
             asked = [one for part in parts for one in part.asked[place]]
@@ -253,7 +250,8 @@ class Training:
                 most=_EXAM,
                 chat=self._plan.chat,
                 seed=self._plan.seed,
-                **about,
+                tokens=tokens,
+                reader=None if language is None else language.tokenizer,
             )
         return exams
 

@@ -27,7 +27,7 @@ from kedit_memory import (
 )
 from kedit_memory.scope_files import BEST
 from kedit_serac import checkpoints as files
-from kedit_serac import counterfactual, lessons, rows, scoping
+from kedit_serac import counterfactual, lessons, pointing, rows, scoping
 from kedit_serac.config import CounterfactualTraining, ScopeTraining
 from kedit_serac.plans import TrainingPlan
 from kedit_serac.shards import Source
@@ -39,7 +39,7 @@ JUDGED = 3
 MADE_BY = (
     *(decoders, pooling, readers, lexicons, garbling),
     *(scope, scope_examples, scope_facts, scope_training, scope_calibration),
-    *(counterfactual, files, lessons, rows, scoping),
+    *(counterfactual, pointing, files, lessons, rows, scoping),
 )
 """What decides a trained checkpoint: when one of these modules changes, it is trained anew."""
 
@@ -79,10 +79,10 @@ def plan(folder, **changes):
         scope=ScopeTraining(width=64, steps=300, lr=3e-3),
         counterfactual=CounterfactualTraining(
             **{
-                "steps": 800,
+                "steps": 400,
                 "lr": 4e-3,
                 "batch": 24,
-                "validate": 400,
+                "validate": 200,
                 "random_targets": 0.25,
                 "locality": 0.0,  # with 28 facts, what the base says is learned by heart instead
                 **changes,

@@ -1,5 +1,7 @@
 """Steps of training: what the loss is, that it is the same in parts, and what its share for locality does."""
 
+from random import Random
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from kedit_memory.scope_facts import Facts, facts_in
 from kedit_serac.config import CounterfactualTraining
 from kedit_serac.counterfactual import edit_text, head_of, new_counterfactual
 from kedit_serac.lessons import Lessons, Shard, distance
-from kedit_serac.rows import Row, asked_of, stop_of
+from kedit_serac.rows import Draws, Row, asked_of, stop_of
 
 STOP = (7,)
 
@@ -139,9 +141,9 @@ def test_neighbours_move_less_where_the_distance_counts(models, lessons):
     def moved(locality):
         with at_rest(base):
             made, shard, held = lessons(
-                base, steps=25, tokenizer=tokenizer, locality=locality, lr=4e-3
+                base, steps=50, tokenizer=tokenizer, locality=locality, lr=4e-3
             )
-            for number in range(25):
+            for number in range(50):
                 made.step(shard, number)
             rows = [
                 Row(
@@ -156,6 +158,27 @@ def test_neighbours_move_less_where_the_distance_counts(models, lessons):
                 return float(distance(base, made.model, rows).mean())
 
     assert moved(1.0) < 0.8 * moved(0.0)
+
+
+def test_made_up_wordings_are_asked_as_often_as_is_said(learned):
+    told = Facts(facts=facts_in(learned))
+    about = {"wordings": 3, "garbles": 4, "chat": False, "seed": 0}
+    asked = asked_of(byte_level_tokenizer(bos=True), told, **about)
+    known = {prompt for one in asked for prompt in one.wordings}
+    garbled = {prompt for one in asked for prompt in one.garbled} - known
+    assert len(garbled) > 2 * len(asked)
+
+    def share(wanted):
+        draws = Draws(random_targets=0.0, garbled=wanted, tokens=(), chance=Random(0))
+        rows = draws.rows(asked, 400)
+        return sum(row.query in garbled for row in rows) / len(rows)
+
+    assert share(0.0) == 0
+    assert 0.2 < share(0.3) < 0.35
+    assert share(1.0) > 0.7
+    plain = asked_of(byte_level_tokenizer(bos=True), told, wordings=3, chat=False, seed=0)
+    rows = Draws(random_targets=0.0, garbled=1.0, tokens=(), chance=Random(0)).rows(plain, 9)
+    assert all(row.query not in garbled for row in rows)
 
 
 def test_by_default_the_distance_counts():

@@ -23,8 +23,8 @@ from kedit_wise.config import Routes
 
 def _of_its_own(classifier: ScopeClassifier) -> ScopeClassifier:
     """Return the same with tensors of their own: products of those that lie in a file round otherwise."""
-    projection, offset = classifier.projection.clone(), classifier.offset.clone()
-    return evolve(classifier, projection=projection, offset=offset)
+    own = {name: getattr(classifier, name).clone() for name in ("projection", "offset", "leaning")}
+    return evolve(classifier, **own)
 
 
 @frozen(kw_only=True)
@@ -61,9 +61,8 @@ def begun(routes: Routes, weights: Weights, tokenizer: Any) -> Scoped:
             "--set routes.checkpoint=FOLDER (kedit serac train PLAN.toml fills one)"
         )
     found = scope_for(Path(routes.checkpoint), made_for(weights, tokenizer))
-    lexicon = found.classifier.lexicon
-    width = len(found.classifier.projection) + (lexicon.width if lexicon else 0)
-    return Scoped(classifier=found.classifier, directions=torch.empty(0, width))
+    directions = torch.empty(0, found.classifier.length)
+    return Scoped(classifier=found.classifier, directions=directions)
 
 
 def directions_of(
