@@ -64,13 +64,13 @@ class Costs:
     def search(self) -> dict[str, float]:
         """Return how much slower looking up is among many edits than among few, and its room."""
         classifier = self._classifier
-        width = classifier.offset.shape[0] + (classifier.lexicon.width if classifier.lexicon else 0)
         reader = reader_of(
             self.editor.model, self.editor.tokenizer, classifier.source, "cpu", classifier.lexicon
         )
         chance = torch.Generator().manual_seed(0)
         asked = [one.ids for one in encode(self.editor.tokenizer, self._kept[:QUERIES])]
-        raw = MANY * width * 4
+        length = classifier.length
+        raw = MANY * length * 4
 
         def seconds(memory: torch.Tensor) -> float:
             started = perf_counter()
@@ -78,10 +78,10 @@ class Costs:
             return perf_counter() - started
 
         for _ in range(ROUNDS):  # what is loaded and pooled once is there
-            seconds(torch.randn(FEW, width, generator=chance))
+            seconds(torch.randn(FEW, length, generator=chance))
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
         before = _resident("VmRSS")
-        memory = torch.randn(MANY, width, generator=chance)
+        memory = torch.randn(MANY, length, generator=chance)
         few: list[float] = []
         many: list[float] = []
         for _ in range(ROUNDS):

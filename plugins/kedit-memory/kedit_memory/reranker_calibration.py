@@ -37,7 +37,7 @@ def calibrated_reranker(
 ) -> tuple[Reranker, Calibration]:
     """Return a re-ranker with gate, threshold and temperature from a validation split, and how it does there.
 
-    The gate lets a share of the wordings through. The threshold is the lowest that keeps enough
+    The gate lets a share of the wordings through, and the edits' own prompts. The threshold is the lowest that keeps enough
     of either kind of negative out, as the classifier's is found (``scope_calibration``).
 
     Args:
@@ -101,7 +101,8 @@ class _Asked:
         if not places:
             return reranker
         nearest, _ = top_one(self._asked(places)[0], self._memory)
-        return evolve(reranker, gate=float(nearest.quantile(1.0 - recall)))
+        gate = min(float(nearest.quantile(1.0 - recall)), self._classifier.threshold)
+        return evolve(reranker, gate=gate)
 
     def wordings(self, reranker: Reranker) -> tuple[Tensor, Tensor]:
         """Return the largest logit of each other wording, and whether it is that of its own edit."""

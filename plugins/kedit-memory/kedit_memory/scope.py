@@ -13,7 +13,8 @@ is the probability that the prompt is in the scope of that edit; from ½ on it i
 and temperature are trained (``scope_training``): cosines of raw states cannot tell "where was X born" from
 "which language does X speak", and no map that was trained on some names and wordings reads all others. A
 prompt in words that the training knows leans away from all edits but the one that it asks for; one in other
-words leans to whatever subject it names. All parts stand side by side in one vector, so that s is one product.
+words leans to whatever subject it names. An edit whose own prompt leans away so far that it would miss the
+threshold is given what it lacks. All parts stand side by side in one vector, so that s is one product.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 its place, (queries,) each."""
 
 _TILE = 8192
+_ROUNDING = 1e-4  # an edit's own prompt comes at least so far over the threshold
 _PREFIX = "scope."
 _NAMES = ("projection", "offset", "leaning")
 _RARITY = f"{_PREFIX}rarity"
@@ -75,7 +77,7 @@ class ScopeClassifier:
     @property
     def length(self) -> int:
         """Return how many numbers a vector has."""
-        return len(self.projection) + 1 + (0 if self.lexicon is None else self.lexicon.width)
+        return len(self.projection) + 2 + (0 if self.lexicon is None else self.lexicon.width)
 
     def embed(self, states: Tensor) -> Tensor:
         """Return the vectors of prompts, (rows, length): directions, leanings and what their words say.
@@ -85,18 +87,23 @@ class ScopeClassifier:
         """
         directions, said = self._parts(states)
         pooled = states[:, : self.projection.shape[1]]
-        leanings = torch.tanh(pooled @ self.leaning[:-1] + self.leaning[-1])
-        return torch.cat([directions, leanings[:, None], self.words * said], dim=1)
+        leanings = torch.tanh(pooled @ self.leaning[:-1] + self.leaning[-1])[:, None]
+        ones = torch.ones_like(leanings)
+        return torch.cat([directions, leanings, ones, self.words * said], dim=1)
 
     def embed_edits(self, states: Tensor, named: Tensor) -> Tensor:
-        """Return the vectors of edits, which those of prompts are multiplied with.
+        """Return the vectors of edits (rows, length), which those of prompts are multiplied with.
 
         Args:
             states: of the edits' own prompts, as for ``embed``.
             named: (rows, words) their subjects, as the lexicon gives them.
         """
         directions, _ = self._parts(states)
-        return torch.cat([directions, torch.ones_like(directions[:, :1]), named], dim=1)
+        ones = torch.ones_like(directions[:, :1])
+        found = torch.cat([directions, ones, torch.zeros_like(ones), named], dim=1)
+        own = (self.embed(states) * found).sum(1)
+        lacks = (self.threshold + _ROUNDING - own).clamp(min=0)
+        return torch.cat([directions, ones, lacks[:, None], named], dim=1)
 
     def named(self, requests: Sequence[EditRequest]) -> Tensor:
         """Return what the words of edits are, (edits, words); (edits, 0) without a lexicon."""

@@ -51,6 +51,8 @@ def calibrated(
         rejects: share of neighbours to keep out.
         rejects_same_subject: share of other questions about the edited subjects to keep out.
     """
+    trained = classifier.threshold
+    classifier = evolve(classifier, threshold=-torch.inf)  # so that no edit lacks anything
     memory = torch.cat([_edits(classifier, one) for one in (examples, crowd)])
     inside, right = _wordings(classifier, examples, memory)
     asked = examples.asked_more if examples.asked_more.any() else ~examples.asked_more
@@ -63,8 +65,7 @@ def calibrated(
     strangers = _strangers(classifier, examples)
     if strangers.numel():
         edges.append(float(strangers.quantile(rejects ** (len(examples) / len(memory)))))
-    threshold = max(edges, default=classifier.threshold)
-    threshold = min(threshold, _own(classifier, (examples, crowd)) - 1e-4)
+    threshold = max(edges, default=trained)
     temperature = _temperature(inside, torch.cat(list(outside.values())), threshold)
     auc = {kind: auc_of(inside, near) for kind, near in outside.items() if near.numel()}
     rejected = {
@@ -86,18 +87,6 @@ def auc_of(inside: Tensor, outside: Tensor) -> float:
     ranks = rank[place[: len(inside)]].sum()
     wins = ranks - len(inside) * (len(inside) + 1) / 2
     return float(wins / (len(inside) * len(outside)))
-
-
-def _own(classifier: ScopeClassifier, parts: Sequence[Examples]) -> float:
-    """Return the lowest score of an edit's own prompt with it: all of these are in its scope."""
-    return min(
-        float(
-            (classifier.embed(one.states[one.wordings[:, 0]]) * _edits(classifier, one))
-            .sum(1)
-            .min()
-        )
-        for one in parts
-    )
 
 
 def _edits(classifier: ScopeClassifier, examples: Examples) -> Tensor:

@@ -5,9 +5,9 @@ the JSON under ``said`` in its header has ``scope``, ``made_for`` and ``chat``. 
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 from safetensors import SafetensorError, safe_open
@@ -39,6 +39,17 @@ class StoredScope:
     classifier: ScopeClassifier
     made_for: Mapping[str, str]
     chat: bool = False
+
+
+class Made(Protocol):
+    """What was made for one model."""
+
+    @property
+    def made_for(self) -> Mapping[str, str]:
+        """Return what that model is known by."""
+
+
+M = TypeVar("M", bound=Made)
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -135,17 +146,35 @@ def scope_for(path: Path, base: Mapping[str, str]) -> StoredScope:
     Raises:
         KeditError: there is none, or it was trained for another model.
     """
+    return fitting(path, base, read_scope, called="scope classifier")
+
+
+def fitting(
+    path: Path, base: Mapping[str, str], read: Callable[[Path], M], *, called: str, hint: str = ""
+) -> M:
+    """Return what was trained for a model.
+
+    Args:
+        path: a file, a folder that training filled, or a folder of such folders.
+        base: what the model is known by, as :func:`made_for` gives it.
+        read: reads a file, or the best one of a folder.
+        called: what it is called in messages.
+        hint: behind these.
+
+    Raises:
+        KeditError: there is none, or it was trained for another model.
+    """
     inside = sorted(path.glob(f"*/{BEST}")) if path.is_dir() and not (path / BEST).exists() else []
-    every = [read_scope(one) for one in inside]
-    fitting = [one for one in every if not differs(one.made_for, base)]
-    if fitting:
-        return fitting[0]
+    for one in inside:
+        found = read(one)
+        if not differs(found.made_for, base):
+            return found
     if inside:
         raise KeditError(
-            f"none of the {len(inside)} scope classifiers in {path} was trained for this model"
+            f"none of the {len(inside)} {called}s in {path} was trained for this model{hint}"
         )
-    found = read_scope(path)
+    found = read(path)
     other = differs(found.made_for, base)
     if other:
-        raise KeditError(f"scope classifier {path} was trained for another {other}")
+        raise KeditError(f"{called} {path} was trained for another {other}{hint}")
     return found

@@ -73,7 +73,24 @@ def test_a_prompt_leans_to_all_edits_alike():
     scores = CLASSIFIER.embed(states) @ edits.T
     mapped = torch.nn.functional.normalize(states @ CLASSIFIER.projection.T, dim=1)
     leanings = torch.tanh(states @ CLASSIFIER.leaning[:-1] + CLASSIFIER.leaning[-1])
-    torch.testing.assert_close(scores, mapped @ mapped[:3].T + leanings[:, None])
+    lacks = (CLASSIFIER.threshold + 1e-4 - 1 - leanings[:3]).clamp(min=0)
+    torch.testing.assert_close(scores, mapped @ mapped[:3].T + leanings[:, None] + lacks)
+
+
+def test_an_edits_own_prompt_is_in_its_scope_however_it_leans():
+    states = torch.randn(200, 12, generator=torch.Generator().manual_seed(6))
+    none = torch.empty(200, 0)
+    leaning = torch.cat([3 * CLASSIFIER.leaning[:-1], torch.tensor([-1.0])])
+    away = evolve(CLASSIFIER, leaning=leaning)
+    plain = evolve(away, threshold=-torch.inf).embed_edits(states, none)
+    given = away.embed_edits(states, none)
+    queries = away.embed(states)
+    assert float((queries * plain).sum(1).min()) < away.threshold
+    assert bool(((queries * given).sum(1) >= away.threshold).all())
+    enough = (queries * plain).sum(1) > away.threshold + 1e-3
+    assert torch.equal(given[enough], plain[enough])
+    again = evolve(away, threshold=1.5).embed_edits(states, none)
+    assert bool(((queries * again).sum(1) >= 1.5).all())
 
 
 def test_words_add_the_share_of_the_subject_that_stands_in_the_prompt():
@@ -81,10 +98,12 @@ def test_words_add_the_share_of_the_subject_that_stands_in_the_prompt():
     classifier = evolve(CLASSIFIER, lexicon=lexicon, words=0.7)
     states = torch.randn(2, 12, generator=torch.Generator().manual_seed(4))
     said = lexicon.said(["Who rules Upper Volta?", "Who rules Chile?"])
-    edits = classifier.embed_edits(states[:1], lexicon.named(["Upper Volta"]))
-    scores = classifier.embed(torch.cat([states, said], dim=1)) @ edits.T
+    whole = torch.cat([states, said], dim=1)
+    edits = classifier.embed_edits(whole[:1], lexicon.named(["Upper Volta"]))
+    scores = classifier.embed(whole) @ edits.T
     assert edits.shape == (1, classifier.length)
     alone = CLASSIFIER.embed(states) @ CLASSIFIER.embed_edits(states[:1], torch.empty(1, 0)).T
+    assert float(alone[0]) > CLASSIFIER.threshold + 0.01
     torch.testing.assert_close(scores - alone, torch.tensor([[0.7], [0.0]]), rtol=0, atol=0.15)
     again = classifier_from(classifier.tensors(), classifier.settings(), "here")
     assert again == classifier

@@ -85,7 +85,7 @@ def test_it_goes_on_from_an_earlier_classifier(trained):
     torch.testing.assert_close(more.embed(states), trained.embed(states), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.95])
+@pytest.mark.parametrize("share", [0.9, 0.98])
 def test_the_threshold_keeps_enough_out(trained, share):
     held, crowd = examples(1), examples(0)
     ready, found = calibrated(trained, held, crowd, rejects=share, rejects_same_subject=share)
@@ -98,7 +98,7 @@ def test_the_threshold_keeps_enough_out(trained, share):
         assert found.rejected[kind] == float((near < ready.threshold).float().mean())
     loose, more = calibrated(trained, held, crowd, rejects=0.5, rejects_same_subject=0.5)
     assert loose.threshold < ready.threshold
-    assert more.accepted >= found.accepted > 0.5
+    assert more.accepted >= found.accepted > 0.4
 
 
 def test_the_threshold_expects_a_memory_of_edits_that_nobody_trained_on(trained):

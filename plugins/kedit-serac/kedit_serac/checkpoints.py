@@ -19,14 +19,15 @@ from kedit_core.files import write_atomically
 from kedit_memory.decoders import Shape
 from kedit_memory.rerankers import Reranker, reranker_from
 from kedit_memory.scope import ScopeClassifier, classifier_from
-from kedit_memory.scope_files import BEST, differs
+from kedit_memory.scope_files import BEST, fitting
 from kedit_serac.bridged import Bridged, Language, new_bridged, spelling_in
 from kedit_serac.counterfactual import Counterfactual, new_counterfactual
 
 LAST = "last.safetensors"
 
-_KEY, _FORMAT = "kedit-serac", "2"
+_KEY, _FORMAT = "kedit-serac", "3"
 _MODEL, _STATE = "counterfactual.", "training."
+_HINT = "; train one for it with kedit serac train PLAN.toml"
 
 
 @frozen(kw_only=True)
@@ -160,23 +161,7 @@ def read_for(path: Path, base: Mapping[str, str]) -> Checkpoint:
     Raises:
         KeditError: there is none, or it was trained for another model.
     """
-    inside = sorted(path.glob(f"*/{BEST}")) if path.is_dir() and not (path / BEST).exists() else []
-    for one in inside:
-        if not differs(read(one).made_for, base):
-            return read(one)
-    if inside:
-        raise KeditError(
-            f"none of the {len(inside)} checkpoints in {path} was trained for this model; train one with "
-            "kedit serac train PLAN.toml"
-        )
-    found = read(path)
-    other = differs(found.made_for, base)
-    if other:
-        raise KeditError(
-            f"checkpoint {path} was trained for another {other}; train one for this model with "
-            "kedit serac train PLAN.toml"
-        )
-    return found
+    return fitting(path, base, read, called="checkpoint", hint=_HINT)
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

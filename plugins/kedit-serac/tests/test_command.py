@@ -62,7 +62,7 @@ def test_a_plan_is_trained_and_its_scores_are_said(folders, other, capsys):
     found = read(folders / "out").counterfactual()
     assert isinstance(found, Bridged) == other
     if other:
-        assert found.vocabulary(None) == 290
+        assert len(found.sayable(None)) == 290
     assert run(["serac", "train", str(folders / "plan.toml")]) == 2
     assert "holds a training already" in capsys.readouterr().err
 
