@@ -37,8 +37,8 @@ def calibrated_reranker(
 ) -> tuple[Reranker, Calibration]:
     """Return a re-ranker with gate, threshold and temperature from a validation split, and how it does there.
 
-    The gate lets a share of the wordings through, and the edits' own prompts. The threshold is the lowest that keeps enough
-    of either kind of negative out, as the classifier's is found (``scope_calibration``).
+    The gate lets a share of the wordings through, and the edits' own prompts. The threshold is the lowest
+    that keeps enough of either kind of negative out, as the classifier's is found (``scope_calibration``).
 
     Args:
         base: lends its embeddings.
