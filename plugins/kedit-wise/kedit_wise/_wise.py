@@ -36,9 +36,9 @@ from kedit_wise.reading import read_by
 from kedit_wise.routes import Prompts
 from kedit_wise.scoped import begun, directions_of
 from kedit_wise.shards import Shard, SideMatrix, side_matrix_of
-from kedit_wise.thresholds import NAMED, reached_of, with_thresholds
+from kedit_wise.thresholds import NAMED, loud_of, reached_of, with_thresholds
 from kedit_wise.updates import masked
-from kedit_wise.writing import Held, Writer, Written
+from kedit_wise.writing import Held, Writer, Written, noted, notes_of
 
 _TWO_THIRDS = 2 / 3
 
@@ -68,22 +68,22 @@ def wise(
         memory = _with_directions(model, tokenizer, memory, batch, config.routes, weights)
     prefixes = memory.settings["prefixes"]
     about = (layer, prefixes, weights, progress)
-    writer: Writer
     if config.writer == "closed-form":
-        writer = Solver(model, tokenizer, config.closed_form, *about, cache)
+        writer: Writer = Solver(model, tokenizer, config.closed_form, *about, cache)
     else:
         writer = Trainer(model, tokenizer, config.descent, *about, texts, config.seed)
     notes: list[Mapping[str, Any]] = []
-    waiting = batch.requests
+    before, waiting = memory, batch.requests
     while waiting:
         room = _room(memory, config.shards.size)
         some, waiting = waiting[:room], waiting[room:]
-        earlier = _noted(batch.notes, len(notes))
+        earlier = noted(batch.notes, len(notes))
         written = writer.write(some, _held(memory, config.shards.size), earlier, chat=batch.chat)
+        memory = _with(memory, some, written, config.shards.size)
+        memory = _measured(memory, len(memory.shards) - 1, texts, config.routes, model.device)
         lines = [prefix + one.prompt for one in some for prefix in prefixes]
-        read = read_by(model, down, [one.ids for one in encode(tokenizer, lines, batch.chat)])
-        memory = _with(memory, some, written, read, config, model.device)
-        memory = _measured(memory, len(memory.shards) - 1, texts, model.device)
+        ids = [one.ids for one in encode(tokenizer, lines, batch.chat)]
+        memory = _with_reached(memory, len(some), read_by(model, down, ids), model.device)
         memory = _merged_if_due(memory, config, texts, model.device)
         notes.append(written.notes)
     memory = with_thresholds(memory, config.routes)
@@ -91,7 +91,7 @@ def wise(
         method="wise",
         requests=memory.requests,
         parts=[memory.as_part()],
-        provenance=Provenance(notes=_noted_of(layer, notes)),
+        provenance=Provenance(notes=notes_of(layer, notes, _loudness(before, memory))),
     )
 
 
@@ -123,6 +123,7 @@ def _begun(down: Projection, settings: Mapping[str, Any]) -> SideMatrix:
         keys=torch.empty(0),
         shard=torch.empty(0, dtype=torch.long),
         reached=torch.empty(0),
+        loud=torch.empty(0, dtype=torch.bool),
         settings=settings,
     )
 
@@ -194,31 +195,41 @@ def _with(
     memory: SideMatrix,
     requests: Sequence[EditRequest],
     written: Written,
-    lines: Prompts,
-    config: WiseConfig,
-    device: torch.device,
+    size: int,
 ) -> SideMatrix:
-    """Return the memory after a write into its newest shard, or into a new one.
+    """Return the memory after a write into its newest shard, or into a new one; not measured yet.
 
     Args:
         memory: before.
         requests: the new edits.
         written: the shard with them.
-        lines: their prompts behind every prefix, the bare ones first.
-        config: the settings.
-        device: to compute on.
+        size: edits of a shard.
     """
-    held = _held(memory, config.shards.size)
+    held = _held(memory, size)
     shards = memory.shards if held.update is None else memory.shards[:-1]
-    number = len(shards)
-    memory = evolve(
+    return evolve(
         memory,
         shards=(*shards, Shard(update=written.update, drawn=held.drawn)),
         requests=(*memory.requests, *requests),
         keys=_joined(memory.keys, written.keys),
-        shard=torch.cat([memory.shard, torch.full((len(requests),), number)]),
+        shard=torch.cat([memory.shard, torch.full((len(requests),), len(shards))]),
+        loud=torch.cat([memory.loud, torch.zeros(len(requests), dtype=torch.bool)]),
     )
-    each = reached_of(memory, number, lines, device).reshape(len(requests), -1)  # (edits, prefixes)
+
+
+def _with_reached(
+    memory: SideMatrix, edits: int, lines: Prompts, device: torch.device
+) -> SideMatrix:
+    """Return the memory with what the prompts of its newest edits reach.
+
+    Args:
+        memory: measured.
+        edits: how many are new.
+        lines: their prompts behind every prefix, the bare ones first.
+        device: to compute on.
+    """
+    found = reached_of(memory, len(memory.shards) - 1, lines, device)
+    each = found.reshape(edits, -1)  # (edits, prefixes)
     return evolve(memory, reached=_joined(memory.reached, each.mean(1)))
 
 
@@ -226,12 +237,18 @@ def _joined(earlier: Tensor, new: Tensor) -> Tensor:
     return torch.cat([earlier, new]) if len(earlier) else new
 
 
-def _measured(memory: SideMatrix, number: int, texts: Texts, device: torch.device) -> SideMatrix:
-    """Return the memory where one shard knows what irrelevant texts reach of it now."""
+def _measured(
+    memory: SideMatrix, number: int, texts: Texts, routes: Routes, device: torch.device
+) -> SideMatrix:
+    """Return the memory where one shard knows its loud keys and what irrelevant texts reach of it now."""
+    inside = memory.inside(number)
+    places = texts.apart_from([memory.requests[place] for place in inside.tolist()])
+    loud = memory.loud.clone()
+    loud[inside] = loud_of(memory, number, texts.read.some(places), routes, device)
+    memory = evolve(memory, loud=loud)
     found = reached_of(memory, number, texts.read, device).clamp(min=0.0)
-    requests = [memory.requests[place] for place in memory.inside(number).tolist()]
     apart = torch.zeros(len(found), dtype=torch.bool)
-    apart[texts.apart_from(requests)] = True
+    apart[places] = True
     made = evolve(memory.shards[number], outside=torch.where(apart, found, NAMED))
     return evolve(memory, shards=[*memory.shards[:number], made, *memory.shards[number + 1 :]])
 
@@ -255,21 +272,19 @@ def _merged_if_due(
     memory = evolve(
         memory, shards=(*memory.shards[:first], one), shard=memory.shard.clamp(max=first)
     )
-    return _measured(memory, first, texts, device)
+    return _measured(memory, first, texts, config.routes, device)
 
 
-def _noted_of(layer: int, writes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the notes of a batch; what core is to warn of stands where core looks for it."""
-    warnings = [said for one in writes for said in one.get("warnings", ())]
-    return {
-        "layer": layer,
-        "writes": list(writes),
-        **({"warnings": warnings} if warnings else {}),
-    }
+def _loudness(before: SideMatrix, memory: SideMatrix) -> list[str]:
+    """Return a sentence for each edit that is loud and was not before."""
 
+    def loud(held: SideMatrix) -> list[EditRequest]:
+        return [held.requests[place] for place in held.loud.nonzero()[:, 0].tolist()]
 
-def _noted(notes: Mapping[str, Any], write: int) -> Mapping[str, Any]:
-    """Return what was noted of a write when the same edits were made before; nothing where nothing was."""
-    every = notes.get("writes")
-    found = every[write] if isinstance(every, list | tuple) and write < len(every) else None
-    return found if isinstance(found, Mapping) else {}
+    known = {one.id for one in loud(before)}
+    return [
+        f"texts of any kind stir the key of {one.prompt!r}, so that no prompt is routed to it and it "
+        "does not hold"
+        for one in loud(memory)
+        if one.id not in known
+    ]

@@ -136,7 +136,8 @@ class Routes:
             do; ``activation`` is ``ratio`` times the least of its edits' means, as the original.
         ratio: see ``threshold``.
         rejects: share of the irrelevant texts that calibrated thresholds keep out, all shards together.
-        keeps: share of its own prompts that a calibrated threshold lets in, whatever texts do.
+        keeps: share of its own prompts that a calibrated threshold lets in, whatever texts do; of the others,
+            those go first whose key such texts stir as they do themselves.
         choose: among the shards whose threshold is reached, the one that reaches its own most times over
             (``ratio``), or the one that reaches most (``most``), as the original.
         texts: a file with an irrelevant text a line; None lets the model write them.

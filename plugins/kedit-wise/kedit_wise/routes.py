@@ -12,7 +12,8 @@ prompt reaches, by its best token (or the mean of all), and t the threshold of a
 
     p = σ(log(r / t) / temperature)
 
-is the probability that it is in the shard's scope; from ½ on, that is from r = t on, it is.
+is the probability that it is in the shard's scope; from ½ on, that is from r = t on, it is. Edits whose key
+is stirred by texts of any kind (``thresholds.loud_of``), such as a subject's last full stop, do not count.
 
 A trained classifier may decide instead (``scoped``); then a prompt goes to the shard of the edit that it meets.
 """
@@ -96,8 +97,11 @@ class Router:
             (move / size.clamp(min=_TINY)[:, None]) @ one
             for move, size, one in zip(moves, sizes, matrices, strict=True)
         ]
-        columns = memory.keys.shape[1]
-        self._probes = torch.cat(probes).to(device, dtype)  # (probes, in_features)
+        self._columns = columns = memory.keys.shape[1]
+        heard = ~memory.loud[torch.cat(inside)].repeat_interleave(columns)
+        # The probe of a loud key matches nothing.
+        stacked = torch.cat(probes) * heard[:, None]  # (probes, in_features)
+        self._probes = stacked.to(device, dtype)
         self._sizes = torch.cat(sizes).to(device)
         self._ends = torch.tensor([len(one) for one in probes], device=device).cumsum(0)
         self._edits = torch.cat(inside).repeat_interleave(columns).to(device)  # (probes,)
@@ -109,6 +113,16 @@ class Router:
     def reached(self, prompts: Prompts) -> Tensor:
         """Return what prompts reach of every shard, (shards, prompts)."""
         return self._reached(prompts, side_distance(prompts.flat, self.updates))[0]
+
+    def matched(self, prompts: Prompts) -> Tensor:
+        """Return how well prompts match each edit, by their best token, (edits, prompts); edits by shards."""
+        distances = side_distance(prompts.flat, self.updates)  # (shards, prompts · tokens)
+        each = self._ends.diff(prepend=self._ends.new_zeros(1)) // self._columns
+        ends = torch.arange(1, len(self._edits) // self._columns + 1).to(self._ends) * self._columns
+        own = distances.repeat_interleave(each, 0)  # (edits, prompts · tokens)
+        best, _ = side_match(prompts.flat, self._probes, self._sizes, ends, own)
+        shape = (len(best), *prompts.real.shape)
+        return torch.where(prompts.real, best.reshape(shape), -torch.inf).amax(-1)
 
     @torch.no_grad()
     def find(self, prompts: Prompts) -> Found:

@@ -16,7 +16,7 @@ from kedit_memory.scope import ScopeClassifier, classifier_from
 from kedit_wise.scoped import Scoped
 from kedit_wise.updates import Update, tensors_of, update_from
 
-_KEYS, _SHARD, _REACHED, _DIRECTION = "keys", "shard", "reached", "direction"
+_KEYS, _SHARD, _REACHED, _LOUD, _DIRECTION = "keys", "shard", "reached", "loud", "direction"
 _PREFIX, _OUTSIDE, _SCOPE = "shard", "outside", "scope"
 
 
@@ -54,6 +54,7 @@ class SideMatrix:
         keys: (edits, columns, in_features) inputs of the projection that stand for each edit.
         shard: (edits,) int64, in which shard each is.
         reached: (edits,) what its own prompts reach, as they did when it was made.
+        loud: (edits,) bool, whose keys irrelevant texts stir too, so that no prompt is routed by them.
         settings: how it is read, JSON values.
         scoped: what finds the edit that a prompt meets, where that is a trained classifier.
     """
@@ -64,6 +65,7 @@ class SideMatrix:
     keys: Tensor = field(eq=digest, repr=False)
     shard: Tensor = field(eq=digest, repr=False)
     reached: Tensor = field(eq=digest, repr=False)
+    loud: Tensor = field(eq=digest, repr=False)
     settings: Mapping[str, Any]
     scoped: Scoped | None = None
 
@@ -83,7 +85,12 @@ class SideMatrix:
 
     def as_part(self) -> SideMemory:
         """Return it as a delta holds it."""
-        rows = {_KEYS: self.keys, _SHARD: self.shard, _REACHED: self.reached}
+        rows = {
+            _KEYS: self.keys,
+            _SHARD: self.shard,
+            _REACHED: self.reached,
+            _LOUD: self.loud,
+        }
         tensors: dict[str, Tensor] = {}
         about = dict(self.settings)
         if self.scoped is not None:
@@ -138,6 +145,7 @@ def side_matrix_of(delta: Delta) -> SideMatrix:
             keys=members.rows[_KEYS],
             shard=members.rows[_SHARD],
             reached=members.rows[_REACHED],
+            loud=members.rows.get(_LOUD, torch.zeros_like(members.rows[_SHARD]).bool()),
             settings=settings,
             scoped=scoped,
         )
@@ -182,6 +190,7 @@ def merge(memories: Sequence[Delta]) -> Delta:
             keys=torch.cat([held.keys, more.keys[new]]),
             shard=torch.cat([held.shard, more.shard[new] + len(held.shards)]),
             reached=torch.cat([held.reached, more.reached[new]]),
+            loud=torch.cat([held.loud, more.loud[new]]),
             scoped=held.scoped and held.scoped.plus(_directions(more)[new]),
         )
     return evolve(first, requests=held.requests, parts=[held.as_part()])

@@ -3,9 +3,14 @@
 A text goes to the side memory where it stirs any one of the shards. So that of all n of them no more than a
 share 1 - r of such texts does, each one keeps a share r^(1/n) out; every threshold is set anew whenever a
 shard is written, begun or merged, and is a function of the memory alone, whatever way led to it.
+
+One key that any text stirs, such as the full stop that ends "Floyd Mayweather Jr.", would pull the threshold
+of its whole shard up to where own prompts lie, and still let texts in. Such keys are *loud*: no prompt is
+routed by them, as long as the shard keeps enough of its own prompts.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from attrs import evolve
@@ -34,16 +39,55 @@ def reached_of(memory: SideMatrix, number: int, prompts: Prompts, device: torch.
         prompts: to measure.
         device: to compute on.
     """
+    router = Router(_alone(memory, number), device, prompts.inputs.dtype)
+    return torch.cat([router.reached(some)[0].cpu() for some in _pieces(prompts, device)])
+
+
+def loud_of(
+    memory: SideMatrix, number: int, texts: Prompts, routes: Routes, device: torch.device
+) -> Tensor:
+    """Return which edits of one shard are loud, (edits of the shard,) bool.
+
+    Their key is matched as well as by an own prompt in other words by more irrelevant texts than all shards
+    together are to let in. As many stay as ``keeps`` asks for; those that most texts match go first.
+
+    Args:
+        memory: that has the shard.
+        number: which one it is.
+        texts: irrelevant ones that name no subject of the shard.
+        routes: how thresholds are set.
+        device: to compute on.
+    """
+    alone = _alone(memory, number)
+    found = torch.zeros_like(alone.loud)
+    by_keys = memory.scoped is None and memory.settings["measure"] == "match"
+    if not by_keys or not len(texts.inputs):
+        return found
+    router = Router(evolve(alone, loud=found), device, texts.inputs.dtype)
+    pieces = [router.matched(some).cpu() for some in _pieces(texts, device)]  # (edits, texts) each
+    share = (torch.cat(pieces, 1) >= _LATER).double().mean(1)  # (edits,)
+    least = max(math.ceil(routes.keeps * len(share) - _TINY), 1)
+    loudest = share.argsort(descending=True, stable=True)[: len(share) - least]
+    found[loudest] = share[loudest] > 1 - routes.rejects
+    return found
+
+
+def _alone(memory: SideMatrix, number: int) -> SideMatrix:
+    """Return a memory of one shard."""
     places = memory.inside(number)
-    alone = evolve(
+    return evolve(
         memory,
         shards=(memory.shards[number],),
         keys=memory.keys[places],
         shard=torch.zeros(len(places), dtype=torch.long),
+        loud=memory.loud[places],
     )
-    router = Router(alone, device, prompts.inputs.dtype)
-    every = torch.split(torch.arange(len(prompts.inputs)), _PROMPTS)
-    return torch.cat([router.reached(prompts.some(one, device))[0].cpu() for one in every])
+
+
+def _pieces(prompts: Prompts, device: torch.device) -> Iterator[Prompts]:
+    """Yield prompts on a device, some at a time."""
+    for some in torch.split(torch.arange(len(prompts.inputs)), _PROMPTS):
+        yield prompts.some(some, device)
 
 
 def with_thresholds(memory: SideMatrix, routes: Routes) -> SideMatrix:
@@ -56,9 +100,13 @@ def with_thresholds(memory: SideMatrix, routes: Routes) -> SideMatrix:
     rejects = routes.rejects ** (1 / max(len(memory.shards), 1))
 
     def made(number: int, shard: Shard) -> Shard:
-        own = memory.reached[memory.inside(number)]
+        places = memory.inside(number)
+        heard = places[~memory.loud[places]]
+        own = memory.reached[heard if len(heard) else places]
         outside = shard.outside[shard.outside != NAMED]
-        threshold = calibrated(own, outside, rejects, routes.keeps)
+        # Loud edits are among those that a shard may lose.
+        keeps = min(routes.keeps * len(places) / len(own), 1.0)
+        threshold = calibrated(own, outside, rejects, keeps)
         if routes.threshold == "activation":
             threshold = routes.ratio * float(own.min())
         temperature = temperature_of(own, outside, threshold)

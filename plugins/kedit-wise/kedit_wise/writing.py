@@ -56,3 +56,30 @@ class Writer(Protocol):
             notes: what was noted when the same edits were made before, or nothing.
             chat: render prompts through the chat template.
         """
+
+
+def notes_of(
+    layer: int, writes: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the notes of a batch; what core is to warn of stands where core looks for it.
+
+    Args:
+        layer: beside whose projection the memory stands.
+        writes: what each write noted.
+        warnings: further sentences to warn of.
+    """
+    said = [sentence for one in writes for sentence in one.get("warnings", ())]
+    said += warnings
+    return {"layer": layer, "writes": list(writes), **({"warnings": said} if said else {})}
+
+
+def noted(notes: Mapping[str, Any], write: int) -> Mapping[str, Any]:
+    """Return what was noted of a write when the same edits were made before; nothing where nothing was.
+
+    Args:
+        notes: of that batch.
+        write: which one of its writes.
+    """
+    every = notes.get("writes")
+    found = every[write] if isinstance(every, list | tuple) and write < len(every) else None
+    return found if isinstance(found, Mapping) else {}

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attrs import evolve
 
 from kedit_core import EditRequest
 from kedit_memory.kept import OUTSIDE
@@ -28,6 +29,7 @@ def memory(measure="match", choose="ratio", thresholds=(0.8, 0.8)):
         keys=draw(2 * EACH, 1, WIDTH),
         shard=torch.tensor([0, 0, 1, 1]),
         reached=torch.ones(2 * EACH),
+        loud=torch.zeros(2 * EACH, dtype=torch.bool),
         settings={"measure": measure, "choose": choose},
     )
 
@@ -98,6 +100,25 @@ def test_from_the_threshold_on_a_prompt_is_in_scope_and_as_likely_as_not():
         found = router(memory("max", thresholds=(threshold, 1e9))).find(read)
         assert found.shard.tolist() == [shard]
         assert (float(found.probability[0]) >= 0.5) == (shard == 0)
+
+
+def test_no_prompt_is_routed_by_a_loud_key():
+    held = memory()
+    loud = evolve(held, loud=torch.tensor([True, False, False, False]))
+    read = prompts(held.keys[0], held.keys[1], held.keys[2])
+    assert named(held, router(held).find(read)) == [one.id for one in held.requests[:3]]
+    assert named(loud, router(loud).find(read)) == [None, *(one.id for one in held.requests[1:3])]
+
+
+def test_what_edits_match_is_told_apart_and_the_best_of_a_shard_is_what_it_reaches():
+    held = memory()
+    inputs = torch.randn(5, 3, WIDTH, generator=torch.Generator().manual_seed(3)).double()
+    read = Prompts(inputs=inputs, real=torch.ones(5, 3, dtype=torch.bool))
+    found = router(held).matched(read)
+    assert found.shape == (2 * EACH, 5)
+    torch.testing.assert_close(found.reshape(2, EACH, 5).amax(1), router(held).reached(read))
+    own = router(held).matched(prompts(*held.keys))
+    torch.testing.assert_close(own.diag(), torch.ones(2 * EACH).double())
 
 
 def test_of_two_shards_in_scope_the_setting_chooses():

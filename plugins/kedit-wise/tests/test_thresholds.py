@@ -6,8 +6,9 @@ from attrs import evolve
 
 from kedit_core import EditRequest
 from kedit_wise.config import Routes
+from kedit_wise.routes import Prompts
 from kedit_wise.shards import Shard, SideMatrix
-from kedit_wise.thresholds import NAMED, calibrated, with_thresholds
+from kedit_wise.thresholds import NAMED, calibrated, loud_of, with_thresholds
 from kedit_wise.updates import masked
 
 EDITS, TEXTS = 40, 2000
@@ -34,6 +35,7 @@ def memory(shards, loud=0.02):
         keys=draw(count, 1, 2),
         shard=torch.arange(shards).repeat_interleave(EDITS),
         reached=0.9 + 0.1 * draw(count),
+        loud=torch.zeros(count, dtype=torch.bool),
         settings={},
     )
 
@@ -79,6 +81,7 @@ def test_more_shards_raise_the_thresholds_of_those_that_were_there():
         keys=whole.keys[:EDITS],
         shard=whole.shard[:EDITS],
         reached=whole.reached[:EDITS],
+        loud=whole.loud[:EDITS],
     )
     first = float(with_thresholds(alone, routes).thresholds[0])
     assert first < float(with_thresholds(whole, routes).thresholds[0])
@@ -99,4 +102,81 @@ def test_texts_that_name_a_subject_say_nothing():
     loud = evolve(shard, outside=torch.cat([shard.outside, torch.full((TEXTS,), NAMED)]))
     routes = Routes()
     both = [with_thresholds(evolve(held, shards=[one]), routes).thresholds for one in (shard, loud)]
+    assert torch.equal(*both)
+
+
+STIRRED = 3
+"""The edit whose key texts stir, below."""
+
+
+def stirred(share, edits=10, measure="match"):
+    """Return a memory of orthogonal keys, and texts of which a share has a token like one of the keys."""
+    keys = torch.eye(edits, 12)
+    held = SideMatrix(
+        at="down",
+        shards=[Shard(update=masked(torch.eye(12), None))],
+        requests=[EditRequest(prompt=f"Edit {n} says", target_new="yes") for n in range(edits)],
+        keys=keys[:, None],
+        shard=torch.zeros(edits, dtype=torch.long),
+        reached=torch.full((edits,), 0.98),
+        loud=torch.zeros(edits, dtype=torch.bool),
+        settings={"measure": measure, "choose": "ratio"},
+    )
+    inputs = 0.5 * torch.rand(100, 4, 12, generator=torch.Generator().manual_seed(0))
+    inputs[: round(100 * share), 2] = 0.99 * keys[STIRRED]
+    return held, Prompts(inputs=inputs, real=torch.ones(100, 4, dtype=torch.bool))
+
+
+def loud_places(held, texts, **settings):
+    found = loud_of(held, 0, texts, Routes(**settings), torch.device("cpu"))
+    return found.nonzero()[:, 0].tolist()
+
+
+def test_a_key_that_texts_stir_is_loud_as_long_as_enough_own_prompts_come_in():
+    held, texts = stirred(0.3)
+    assert loud_places(held, texts, keeps=0.9) == [STIRRED]
+    assert loud_places(held, texts, keeps=0.95) == []
+    assert loud_places(*stirred(0.3, edits=4), keeps=0.0) == [STIRRED]
+
+
+def test_a_key_that_only_few_texts_stir_is_not_loud():
+    assert loud_places(*stirred(0.02), rejects=0.97, keeps=0.5) == []
+    assert loud_places(*stirred(0.04), rejects=0.97, keeps=0.5) == [STIRRED]
+
+
+def test_what_stands_at_pads_makes_no_key_loud():
+    held, texts = stirred(0.3)
+    texts.real[:, 2] = False
+    assert loud_places(held, texts, keeps=0.5) == []
+
+
+def test_a_shard_keeps_one_edit_and_without_texts_or_matches_all():
+    held, texts = stirred(1.0, edits=1 + STIRRED)
+    alone = evolve(
+        held,
+        requests=held.requests[STIRRED:],
+        **{name: getattr(held, name)[STIRRED:] for name in ("keys", "shard", "reached", "loud")},
+    )
+    assert loud_places(alone, texts, keeps=0.0) == []
+    assert loud_places(held, texts.some(torch.arange(0)), keeps=0.0) == []
+    assert loud_places(*stirred(1.0, measure="max"), keeps=0.0) == []
+
+
+def test_loud_edits_are_among_those_that_a_shard_may_lose():
+    held = memory(1)
+    loud = torch.arange(EDITS) < 2
+    shard = evolve(held.shards[0], outside=torch.linspace(0.1, 0.99, TEXTS))
+    held = evolve(held, shards=[shard], reached=torch.linspace(0.9, 1.0, EDITS), loud=loud)
+    # Of 40 edits 36 are to come in, and two are lost already.
+    threshold = float(with_thresholds(held, Routes(keeps=0.9)).thresholds[0])
+    assert int((held.reached[~loud] >= threshold).sum()) == 36
+
+
+def test_what_loud_edits_reach_moves_no_threshold():
+    held = evolve(memory(1), loud=torch.arange(EDITS) == 0)
+    moved = held.reached.clone()
+    moved[0] = 0.2
+    both = [
+        with_thresholds(one, Routes()).thresholds for one in (held, evolve(held, reached=moved))
+    ]
     assert torch.equal(*both)

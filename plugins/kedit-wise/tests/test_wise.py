@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from attrs import evolve
 
-from kedit_core import Editor, Schedule
+from kedit_core import Editor, EditRequest, Schedule
 from kedit_core.digests import state_digest
 from kedit_core.errors import DeltaError, KeditError
 from kedit_core.testing import trained_model
@@ -122,6 +123,65 @@ def test_thresholds_are_those_of_a_memory_that_never_held_more(new_editor, edite
     editor.edit(edited[2:4])
     editor.remove(*(one.id for one in edited[2:4]))
     assert editor.deltas[-1].id == first.id
+
+
+@pytest.fixture
+def loud(models, edited, tmp_path):
+    """Return an editor, an edit whose subject ends in a full stop as its irrelevant texts do, and others."""
+    texts = tmp_path / "texts.txt"
+    begun = ("We sail at", "They met before", "The harvest came after", "It rained all through")
+    lines = [f"{one} {when}." for one in begun for when in ("dawn", "noon", "dusk", "night")]
+    texts.write_text("\n".join(lines))
+    model, tokenizer = trained_model("gpt2", cache_folder=models)
+    routes = {"texts": str(texts), "keeps": 0.8}
+    editor = Editor(model, tokenizer, "wise", {**CONFIG, "routes": routes})
+    stop = EditRequest(prompt="The capital of {} is", subject="France.", target_new="Oslo")
+    return editor, stop, edited[1:]
+
+
+def test_a_key_that_texts_of_any_kind_stir_routes_nothing_and_its_user_is_told(loud, caplog):
+    editor, stop, others = loud
+    delta = editor.edit([stop, *others])
+    assert side_matrix_of(delta).loud.tolist() == [True, *(False for _ in others)]
+    assert stop.id not in editor.scope([one.prompt for one in (stop, *others)]).requests
+    assert f"texts of any kind stir the key of {stop.prompt!r}" in caplog.text
+    caplog.clear()
+    editor.edit(EditRequest(prompt="The capital of {} is", subject="Peru", target_new="Rome"))
+    assert "stir the key" not in caplog.text
+
+
+def test_a_loud_edit_that_is_removed_was_never_there(loud, tmp_path):
+    editor, stop, others = loud
+    delta = editor.edit([stop, *others])
+    editor.save(tmp_path / "memory.safetensors")
+    editor.remove(stop.id)
+    removed = editor.deltas[-1]
+    while editor.deltas:
+        editor.undo()
+    assert editor.load(tmp_path / "memory.safetensors")[0].id == delta.id
+    assert side_matrix_of(editor.deltas[-1]) == side_matrix_of(delta)
+    editor.undo()
+    assert editor.edit(others).id == removed.id
+
+
+def test_a_memory_from_before_loud_keys_were_known_is_read_with_none(loud):
+    editor, stop, others = loud
+    delta = editor.edit([stop, *others])
+    part = delta.parts[0]
+    tensors = {name: one for name, one in part.tensors.items() if name != "edits.loud"}
+    before = evolve(delta, parts=[evolve(part, tensors=tensors)])
+    memory = side_matrix_of(before)
+    assert memory.loud.tolist() == [False] * (1 + len(others))
+    assert evolve(memory, loud=side_matrix_of(delta).loud) == side_matrix_of(delta)
+
+
+def test_merged_memories_know_which_edits_are_loud(loud):
+    editor, stop, others = loud
+    first = editor.edit([stop, *others[1:]])
+    editor.undo()
+    second = editor.edit(others[0])
+    both = side_matrix_of(merge([second, first]))
+    assert both.loud.tolist() == [False, True, *(False for _ in others[1:])]
 
 
 def test_full_shards_are_merged_when_edits_are_made(new_editor, edited):
