@@ -5,7 +5,7 @@ reads, and the last token's states two thirds of the way up and before the last 
 are there; what the prompt asks of them has gathered at its last token by then.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,13 @@ from kedit_memory.routing import Routing
 
 _MEAN, _LAST = "mean", "last"
 _ROWS, _TOKENS = 32, 1024
+_EIGHT = 8
+
+States = Callable[[Sequence[Ids]], Tensor]
+"""Reads prompts side by side and gives their states, (prompts, features) on the CPU."""
+
+Read = tuple[Sequence[Ids], Tensor]
+"""Prompts, and their states."""
 
 
 @frozen(kw_only=True)
@@ -102,19 +109,57 @@ def pooled_states(model: Any, sites: Sites, prompts: Sequence[Ids], *, alone: bo
         model: in ``eval`` mode; memories in it stand aside.
         sites: whose inputs are pooled.
         prompts: token ids.
-        alone: read each by itself: what comes back is then the same bits whatever else is asked.
+        alone: as each is read by itself: what comes back is then the same bits whatever else is asked.
     """
     found: dict[Ids, Tensor] = {}
     with _reading(model, sites) as read:
-        for batch in _batches(prompts, 1 if alone else _ROWS):
+
+        def states(batch: Sequence[Ids]) -> Tensor:
             width = max(map(len, batch))
             rows = [[*ids, *[0] * (width - len(ids))] for ids in batch]
             mask = [[1] * len(ids) + [0] * (width - len(ids)) for ids in batch]
-            states = read(
+            own: Tensor = read(
                 torch.tensor(rows, device=model.device), torch.tensor(mask, device=model.device)
             ).cpu()
-            found.update(zip(batch, states, strict=True))
+            return own
+
+        batches = (
+            as_alone(prompts, states, mixed=_mixes(model))
+            if alone
+            else _side_by_side(prompts, states)
+        )
+        for batch, own in batches:
+            found.update(zip(batch, own, strict=True))
     return torch.stack([found[ids] for ids in prompts]) if prompts else torch.empty(0, 0)
+
+
+def as_alone(prompts: Sequence[Ids], states: States, *, mixed: bool) -> Iterator[Read]:
+    """Yield prompts and their states, each with the bits that it has alone.
+
+    Machines multiply rows by the same instructions whatever stands in the other rows, as long as shapes are
+    alike; many of them even for one row and for several. So where the first eight prompts of one length have
+    side by side the bits that they have alone, more of that length are read side by side, which is three
+    times as fast; where not, one by one.
+
+    Args:
+        prompts: token ids.
+        states: reads some of them side by side.
+        mixed: rows go different ways through the model, so that shapes tell nothing; all are read alone.
+    """
+    lengths: dict[int, list[Ids]] = {}
+    for ids in dict.fromkeys(prompts):
+        lengths.setdefault(len(ids), []).append(ids)
+    for same in lengths.values():
+        batches = [same[start : start + _EIGHT] for start in range(0, len(same), _EIGHT)]
+        trusted = False
+        for number, batch in enumerate(batches):
+            if trusted and len(batch) == _EIGHT:
+                yield batch, states(batch)
+                continue
+            own = torch.cat([states([ids]) for ids in batch])
+            if number == 0 and len(batches) > 2 and not mixed:
+                trusted = torch.equal(own, states(batch))
+            yield batch, own
 
 
 @torch.no_grad()
@@ -164,16 +209,21 @@ def _reading(model: Any, sites: Sites) -> Iterator[Any]:
         yield read
 
 
-def _batches(prompts: Sequence[Ids], rows: int) -> Iterator[list[Ids]]:
-    """Yield different prompts, of like length together."""
+def _mixes(model: nn.Module) -> bool:
+    """Tell whether a model has experts, which share out the rows."""
+    return any("expert" in name for name, _ in model.named_modules())
+
+
+def _side_by_side(prompts: Sequence[Ids], states: States) -> Iterator[Read]:
+    """Yield different prompts, of like length together, and their states."""
     batch: list[Ids] = []
     for ids in sorted(dict.fromkeys(prompts), key=len):
-        if batch and (len(batch) == rows or (len(batch) + 1) * len(ids) > _TOKENS):
-            yield batch
+        if batch and (len(batch) == _ROWS or (len(batch) + 1) * len(ids) > _TOKENS):
+            yield batch, states(batch)
             batch = []
         batch.append(ids)
     if batch:
-        yield batch
+        yield batch, states(batch)
 
 
 def _hidden(args: Any, kwargs: Any) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 
 from kedit_core.layout import layout_of
 from kedit_core.testing import tiny_model
-from kedit_memory.pooling import pooled_ahead, pooled_in, pooled_states, sites_of, watch
+from kedit_memory.pooling import as_alone, pooled_ahead, pooled_in, pooled_states, sites_of, watch
 from kedit_memory.routing import Routing
 
 PROMPTS = [(5, 9, 17), (3,), (8, 8, 2, 40, 41), (5, 9, 17)]
@@ -43,6 +43,61 @@ def test_a_prompt_read_alone_has_the_same_bits_whatever_else_is_asked(model):
         assert torch.equal(pooled_states(model, sites, [prompt], alone=True)[0], pooled)
     together = pooled_states(model, sites, PROMPTS, alone=False)
     torch.testing.assert_close(together, found, rtol=1e-4, atol=1e-4)
+
+
+def many(lengths):
+    """Return different prompts, thirty of each length."""
+    chance = torch.Generator().manual_seed(2)
+    return [
+        tuple(torch.randint(3, 60, (length,), generator=chance).tolist())
+        for length in lengths
+        for _ in range(30)
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_of_one_length_have_the_bits_that_each_has_alone(dtype):
+    model = tiny_model("llama", dtype=dtype)
+    sites, prompts = sites_of(layout_of(model)), many((4, 9, 10))
+    found = pooled_states(model, sites, prompts, alone=True)
+    for prompt, pooled in zip(prompts, found, strict=True):
+        assert torch.equal(pooled_states(model, sites, [prompt], alone=True)[0], pooled)
+
+
+class Sums:
+    """Reads a prompt as the sum of its tokens, and ``more`` for each row that stands beside it."""
+
+    def __init__(self, more=0.0):
+        self.more, self.rows = more, []
+
+    def __call__(self, batch):
+        self.rows.append(len(batch))
+        return torch.tensor([[sum(ids) + self.more * (len(batch) - 1)] for ids in batch])
+
+
+@pytest.mark.parametrize(
+    ("more", "mixed", "rows"),
+    [
+        (0.0, False, [1] * 8 + [8] * 3 + [1] * 6),
+        (1e-3, False, [1] * 8 + [8] + [1] * 22),
+        (0.0, True, [1] * 30),
+    ],
+    ids=["other rows do not show", "they do", "experts"],
+)
+def test_they_are_read_side_by_side_where_the_first_of_them_agree(more, mixed, rows):
+    prompts, states = many((9,)), Sums(more)
+    read = [*as_alone(prompts, states, mixed=mixed)]
+    assert states.rows == rows
+    found = {
+        ids: float(state) for batch, own in read for ids, state in zip(batch, own, strict=True)
+    }
+    assert found == {ids: sum(ids) for ids in prompts}
+
+
+def test_few_of_one_length_are_read_alone():
+    states = Sums()
+    assert len([*as_alone(many((9,))[:16], states, mixed=False)]) == 2
+    assert states.rows == [1] * 16
 
 
 def test_reading_leaves_no_hook_behind(model):
