@@ -11,6 +11,9 @@ from kedit_memory.scope import ScopeClassifier, top_one
 from kedit_memory.scope_examples import Examples
 
 
+_PAIR = 2
+
+
 @frozen(kw_only=True)
 class Calibration:
     """What a classifier does on facts that it was not trained on.
@@ -41,7 +44,8 @@ def calibrated(
     The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
     the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
     others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
-    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m. Of other questions those count
+    large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m, though no more than so many
+    facts can tell: two subjects whose names are taken for each other set no threshold. Of other questions those count
     that subjects of that kind have, where any are known: nonsense about a subject is asked by nobody.
 
     Args:
@@ -64,7 +68,8 @@ def calibrated(
     edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
     strangers = _strangers(classifier, examples)
     if strangers.numel():
-        edges.append(float(strangers.quantile(rejects ** (len(examples) / len(memory)))))
+        share = min(rejects ** (len(examples) / len(memory)), 1 - _PAIR / len(examples))
+        edges.append(float(strangers.quantile(max(share, 0.0))))
     threshold = max(edges, default=trained)
     temperature = _temperature(inside, torch.cat(list(outside.values())), threshold)
     auc = {kind: auc_of(inside, near) for kind, near in outside.items() if near.numel()}
