@@ -10,7 +10,6 @@ from torch.nn.functional import softplus
 from kedit_memory.scope import ScopeClassifier, top_one
 from kedit_memory.scope_examples import Examples
 
-
 _PAIR = 2
 
 
