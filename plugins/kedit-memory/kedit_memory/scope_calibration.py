@@ -44,8 +44,8 @@ def calibrated(
     the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
     others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
     large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m, though no more than so many
-    facts can tell: two subjects whose names are taken for each other set no threshold. Of other questions those count
-    that subjects of that kind have, where any are known: nonsense about a subject is asked by nobody.
+    facts can tell: two subjects whose names are taken for each other set no threshold. Of other questions
+    those count that subjects of that kind have, where any are known: nonsense about one is asked by nobody.
 
     Args:
         classifier: trained.

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-_TILE = 2048
+_TILE = 1024
 
 
 @torch.library.custom_op("kedit_serac::scope_top1", mutates_args=())
