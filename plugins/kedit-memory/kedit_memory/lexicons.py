@@ -73,6 +73,8 @@ class Lexicon:
 
     def _weights(self, subject: str) -> dict[str, float]:
         found = dict.fromkeys(entries(subject))
+        if not found:
+            return {}
         weights = [self._rarity(entry) for entry in found]
         if not sum(weights):
             weights = [1.0] * len(weights)

@@ -58,6 +58,12 @@ def test_sums_are_exact_so_a_batch_is_its_rows(lexicon):
     assert torch.equal(lexicon.said([]), torch.zeros(0, 1024))
 
 
+@pytest.mark.parametrize("subject", ["", "?!", "🙂"])
+def test_a_subject_without_words_stands_in_no_prompt(lexicon, subject):
+    assert not lexicon.named([subject]).any()
+    assert lexicon.named([subject, "Peru"])[1].any()
+
+
 def test_what_is_nearly_at_right_angles_comes_from_width(lexicon):
     """The error of a product has the spread √(entries of the prompt · Σ weights²/ width)."""
     subjects = [f"name{n}" for n in range(200)]  # one entry each
