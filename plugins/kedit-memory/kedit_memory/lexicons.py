@@ -10,7 +10,8 @@ right angles, so that
 off by about √(words of the prompt / width).
 
 Where capitals show it, a prompt also says with which words names begin and end in it, and a subject which its
-own first and last word are: "Osaka" begins no name in "Naomi Osaka plays", so that less of it stands there.
+own first and last word are: "Osaka" begins no name in "Naomi Osaka plays", so that less of it stands there. A
+text all in small letters shows nothing: any word of it may begin or end a name.
 """
 
 import math
@@ -86,6 +87,8 @@ class Lexicon:
 
     def _edges(self, text: str) -> list[str]:
         """Return where names begin and end in a text; what often opens texts may stand before one."""
+        if text.islower():
+            return [edge for word in _words(text) for edge in _edges_of([word])]
         names = names_in(text)
         behind = [one[1:] for one in names[:1] if len(one) > 1 and self._opens(one[0])]
         return [edge for name in (*names, *behind) for edge in _edges_of(name)]
@@ -148,7 +151,7 @@ def lexicon_of(texts: Iterable[str], width: int) -> Lexicon:
 
 def entries(text: str) -> list[str]:
     """Return the last words of a text, in small letters, and every two in a row of them."""
-    words = _WORDS.findall(text.casefold())[-_LAST:]
+    words = _words(text)
     return [*words, *(f"{one} {two}" for one, two in pairwise(words))]
 
 
@@ -165,6 +168,10 @@ def names_in(text: str) -> list[list[str]]:
         names[-1].append(found.group().casefold())
         end = found.end()
     return names
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text.casefold())[-_LAST:]
 
 
 def _capitalised(word: str) -> bool:
