@@ -1,5 +1,7 @@
 """SERAC's settings, for editing and for training; no torch here."""
 
+import math
+
 from attrs import field, frozen, validators
 
 _SHARE = (validators.gt(0.0), validators.lt(1.0))
@@ -8,6 +10,12 @@ _SHARE = (validators.gt(0.0), validators.lt(1.0))
 def _share(instance: object, attribute: object, value: float) -> None:
     for check in _SHARE:
         check(instance, attribute, value)  # type: ignore[arg-type]
+
+
+def _finite(instance: object, attribute: object, value: float) -> None:
+    del instance, attribute
+    if not math.isfinite(value):
+        raise ValueError(f"a threshold is a finite number, not {value}")
 
 
 @frozen(kw_only=True)
@@ -24,7 +32,7 @@ class SeracConfig:
     """
 
     checkpoint: str | None = None
-    threshold: float | None = None
+    threshold: float | None = field(default=None, validator=validators.optional(_finite))
     hand_back: bool = True
 
 
