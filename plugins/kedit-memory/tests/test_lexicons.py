@@ -91,7 +91,9 @@ def test_a_name_within_a_longer_name_is_found_less(wide, subject, whole, part):
 
 @pytest.mark.parametrize("subject", ["Osaka", "Naomi Osaka", "Perú"])
 def test_in_a_text_all_in_small_letters_any_word_may_begin_or_end_a_name(wide, subject):
-    assert shared(wide, f"the fans of {subject.lower()} play", subject) == pytest.approx(1, abs=0.05)
+    assert shared(wide, f"the fans of {subject.lower()} play", subject) == pytest.approx(
+        1, abs=0.05
+    )
 
 
 def test_names_are_runs_of_capitalised_words():
