@@ -183,7 +183,7 @@ def merge(memories: Sequence[Delta]) -> Delta:
             )
         known = {request.id for request in held.requests}
         new = [place for place, one in enumerate(more.requests) if one.id not in known]
-        added, numbers = more.shard[new].unique(return_inverse=True)
+        added, numbers = torch.unique(more.shard[new], return_inverse=True)
         held = evolve(
             held,
             shards=(*held.shards, *(more.shards[number] for number in added.tolist())),
