@@ -156,14 +156,18 @@ def entries(text: str) -> list[str]:
 
 
 def names_in(text: str) -> list[list[str]]:
-    """Return the runs of capitalised words at the end of a text, in small letters, only spaces between them."""
+    """Return the runs of capitalised words at the end of a text, in small letters, only spaces between them.
+
+    A name ends where its line does.
+    """
     names: list[list[str]] = []
     end = None  # of the capitalised word before
     for found in list(_WORDS.finditer(text))[-_LAST:]:
         if not _capitalised(found.group()):
             end = None
             continue
-        if end is None or not text[end : found.start()].isspace():
+        between = text[end or 0 : found.start()]
+        if end is None or not between.isspace() or "\n" in between:
             names.append([])
         names[-1].append(found.group().casefold())
         end = found.end()

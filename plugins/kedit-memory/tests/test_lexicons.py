@@ -103,6 +103,7 @@ def test_names_are_runs_of_capitalised_words():
         ["mayor"],
     ]
     assert names_in("the eagle lands, 東京") == []
+    assert names_in("by Naomi\u00a0Osaka\nOsaka is") == [["naomi", "osaka"], ["osaka"]]
 
 
 def test_what_often_opens_a_text_is_no_part_of_the_name_behind_it(wide):
