@@ -10,7 +10,8 @@ right angles, so that
 off by about √(words of the prompt / width).
 
 Where capitals show it, a prompt also says with which words names begin and end in it, and a subject which its
-own first and last word are: "Osaka" begins no name in "Naomi Osaka plays", so that less of it stands there.
+own first and last word are: "Osaka" begins no name in "Naomi Osaka plays", so that less of it stands there. A
+text all in small letters shows nothing: any word of it may begin or end a name.
 """
 
 import math
@@ -73,6 +74,8 @@ class Lexicon:
 
     def _weights(self, subject: str) -> dict[str, float]:
         found = dict.fromkeys(entries(subject))
+        if not found:
+            return {}
         weights = [self._rarity(entry) for entry in found]
         if not sum(weights):
             weights = [1.0] * len(weights)
@@ -84,6 +87,8 @@ class Lexicon:
 
     def _edges(self, text: str) -> list[str]:
         """Return where names begin and end in a text; what often opens texts may stand before one."""
+        if text.islower():
+            return [edge for word in _words(text) for edge in _edges_of([word])]
         names = names_in(text)
         behind = [one[1:] for one in names[:1] if len(one) > 1 and self._opens(one[0])]
         return [edge for name in (*names, *behind) for edge in _edges_of(name)]
@@ -146,23 +151,31 @@ def lexicon_of(texts: Iterable[str], width: int) -> Lexicon:
 
 def entries(text: str) -> list[str]:
     """Return the last words of a text, in small letters, and every two in a row of them."""
-    words = _WORDS.findall(text.casefold())[-_LAST:]
+    words = _words(text)
     return [*words, *(f"{one} {two}" for one, two in pairwise(words))]
 
 
 def names_in(text: str) -> list[list[str]]:
-    """Return the runs of capitalised words at the end of a text, in small letters, only spaces between them."""
+    """Return the runs of capitalised words at the end of a text, in small letters, only spaces between them.
+
+    A name ends where its line does.
+    """
     names: list[list[str]] = []
     end = None  # of the capitalised word before
     for found in list(_WORDS.finditer(text))[-_LAST:]:
         if not _capitalised(found.group()):
             end = None
             continue
-        if end is None or not text[end : found.start()].isspace():
+        between = text[end or 0 : found.start()]
+        if end is None or not between.isspace() or "\n" in between:
             names.append([])
         names[-1].append(found.group().casefold())
         end = found.end()
     return names
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text.casefold())[-_LAST:]
 
 
 def _capitalised(word: str) -> bool:

@@ -175,8 +175,15 @@ def classifier_from(
     """Return the classifier that a memory or a file holds.
 
     Raises:
-        DeltaError: something of it is missing.
+        DeltaError: something of it is missing, as its leaning is where an earlier version trained it.
     """
+    names = {name.removeprefix(_PREFIX) for name in tensors if name.startswith(_PREFIX)}
+    if set(_NAMES) - names == {"leaning"}:
+        raise DeltaError(
+            where,
+            "holds a scope classifier of an earlier version, which knows no leaning; train one anew and "
+            "make the edits with it",
+        )
     try:
         return ScopeClassifier(
             **{name: tensors[_PREFIX + name].float() for name in _NAMES},

@@ -37,10 +37,12 @@ def calibrated(
     *,
     rejects: float,
     rejects_same_subject: float,
+    accepts: float = 1.0,
 ) -> tuple[ScopeClassifier, Calibration]:
     """Return a classifier with threshold and temperature from a validation split, and how it does there.
 
-    The threshold is the lowest that keeps enough of either kind of negative out; then the temperature is
+    The threshold keeps enough of either kind of negative out. Where it can, it is as high as other wordings
+    of the edits allow, since more is asked about a subject than anybody trains on; then the temperature is
     the one under which the decisions are likeliest. Edits that were trained on lie further from strangers than
     others do, so neighbours are kept out of the edits of ``examples`` alone, as many as it takes for so
     large a memory: to keep a share r out of n edits is to keep r^(m/n) out of m, though no more than so many
@@ -53,6 +55,7 @@ def calibrated(
         crowd: more facts, whose edits fill the memory up.
         rejects: share of neighbours to keep out.
         rejects_same_subject: share of other questions about the edited subjects to keep out.
+        accepts: share of the other wordings to let in, as far as that leaves enough out.
     """
     trained = classifier.threshold
     classifier = evolve(classifier, threshold=-torch.inf)  # so that no edit lacks anything
@@ -69,6 +72,8 @@ def calibrated(
     if strangers.numel():
         share = min(rejects ** (len(examples) / len(memory)), 1 - _PAIR / len(examples))
         edges.append(float(strangers.quantile(max(share, 0.0))))
+    if inside.numel():
+        edges.append(float(inside.quantile(1 - accepts)))
     threshold = max(edges, default=trained)
     temperature = _temperature(inside, torch.cat(list(outside.values())), threshold)
     auc = {kind: auc_of(inside, near) for kind, near in outside.items() if near.numel()}

@@ -133,6 +133,8 @@ def read_scope(path: Path) -> StoredScope:
                 chat=bool(said["chat"]),
             )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, KeditError):
+            raise
         raise KeditError(f"{path} holds no whole scope classifier ({error})") from None
 
 

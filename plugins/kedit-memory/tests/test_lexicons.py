@@ -58,15 +58,21 @@ def test_sums_are_exact_so_a_batch_is_its_rows(lexicon):
     assert torch.equal(lexicon.said([]), torch.zeros(0, 1024))
 
 
+@pytest.mark.parametrize("subject", ["", "?!", "🙂"])
+def test_a_subject_without_words_stands_in_no_prompt(lexicon, subject):
+    assert not lexicon.named([subject]).any()
+    assert lexicon.named([subject, "Peru"])[1].any()
+
+
 def test_what_is_nearly_at_right_angles_comes_from_width(lexicon):
     """The error of a product has the spread √(entries of the prompt · Σ weights²/ width)."""
     subjects = [f"name{n}" for n in range(200)]  # one entry each
-    said = lexicon.said(["one two three four five six seven eight"])[0]  # 15 entries
-    wanted = (15 / lexicon.width) ** 0.5
+    said = lexicon.said(["One two three four five six seven eight"])[0]
+    wanted = (17 / lexicon.width) ** 0.5  # 15 entries, and where a name begins and ends
     assert float((lexicon.named(subjects) @ said).std()) == pytest.approx(wanted, rel=0.15)
     narrow = Lexicon(width=64, rarity=lexicon.rarity)
-    spread = float((narrow.named(subjects) @ narrow.said(["one two three"])[0]).std())
-    assert spread == pytest.approx((5 / 64) ** 0.5, rel=0.2)
+    spread = float((narrow.named(subjects) @ narrow.said(["One two three"])[0]).std())
+    assert spread == pytest.approx((7 / 64) ** 0.5, rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,13 @@ def test_a_name_within_a_longer_name_is_found_less(wide, subject, whole, part):
     assert shared(wide, part, subject) < 0.9
 
 
+@pytest.mark.parametrize("subject", ["Osaka", "Naomi Osaka", "Perú"])
+def test_in_a_text_all_in_small_letters_any_word_may_begin_or_end_a_name(wide, subject):
+    assert shared(wide, f"the fans of {subject.lower()} play", subject) == pytest.approx(
+        1, abs=0.05
+    )
+
+
 def test_names_are_runs_of_capitalised_words():
     assert names_in("The New York of John Smith, Mayor") == [
         ["the", "new", "york"],
@@ -90,6 +103,7 @@ def test_names_are_runs_of_capitalised_words():
         ["mayor"],
     ]
     assert names_in("the eagle lands, 東京") == []
+    assert names_in("by Naomi\u00a0Osaka\nOsaka is") == [["naomi", "osaka"], ["osaka"]]
 
 
 def test_what_often_opens_a_text_is_no_part_of_the_name_behind_it(wide):

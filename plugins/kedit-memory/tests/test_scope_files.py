@@ -3,6 +3,8 @@
 import pytest
 import torch
 from attrs import evolve
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from kedit_core import Weights
 from kedit_core.errors import KeditError
@@ -75,4 +77,14 @@ def test_what_is_missing_or_damaged_is_said(stored, tmp_path):
     write_scope(stored, path)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(KeditError, match="holds no whole scope classifier"):
+        read_scope(path)
+
+
+def test_a_classifier_from_before_prompts_leaned_is_refused_by_name(stored, tmp_path):
+    path = tmp_path / BEST
+    write_scope(stored, path)
+    tensors = {name: one for name, one in load_file(path).items() if name != "scope.leaning"}
+    with safe_open(path, framework="pt") as file:
+        save_file(tensors, path, metadata=file.metadata())
+    with pytest.raises(KeditError, match=f"{path}: holds a scope classifier of an earlier version"):
         read_scope(path)

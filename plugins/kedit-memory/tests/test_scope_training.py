@@ -101,6 +101,20 @@ def test_the_threshold_keeps_enough_out(trained, share):
     assert more.accepted >= found.accepted > 0.4
 
 
+def test_the_threshold_is_as_high_as_other_wordings_allow(trained):
+    held, crowd = examples(1), examples(0)
+    shares = {"rejects": 0.5, "rejects_same_subject": 0.5}
+    loose, most = calibrated(trained, held, crowd, **shares)
+    ready, found = calibrated(trained, held, crowd, **shares, accepts=0.9)
+    assert ready.threshold > loose.threshold
+    assert 0.8 < found.accepted < most.accepted
+    shares = {"rejects": 0.999, "rejects_same_subject": 0.999}
+    strict, _ = calibrated(trained, held, crowd, **shares)
+    assert (
+        calibrated(trained, held, crowd, **shares, accepts=0.999)[0].threshold == strict.threshold
+    )
+
+
 def test_the_threshold_expects_a_memory_of_edits_that_nobody_trained_on(trained):
     """Strangers meet few of the edits that were trained on, and many of as many others."""
     held, crowd = examples(1), examples(0)

@@ -3,7 +3,7 @@
 For each prompt a trained classifier finds the stored edit whose scope it is in, if any. There a small
 counterfactual model answers, which reads the stored edit and then the prompt; everywhere else the model does:
 
-    answer(x) = counterfactual(edit, x)  where  max over edits of cos(edit, x) ≥ threshold,   else  model(x)
+    answer(x) = counterfactual(edit, x)  where  max over edits of score(edit, x) ≥ threshold,   else  model(x)
 
 An edit is one more row of the memory: nothing is trained and nothing else is read again. What the delta holds
 is the whole memory, the classifier and the counterfactual model, so it needs no checkpoint any more.
@@ -83,22 +83,35 @@ def serac(
     held = Members(requests=(), rows={})
     if previous:
         held = members_of(previous[-1]).without(batch.remove)
-    classifier = trained.classifier
-    prompts = [one.ids for one in encode(tokenizer, _prompts(batch.requests), batch.chat)]
-    # Read alone, so that an edit is the same bits whatever it was added with.
-    reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
-    states = reader.states(prompts, alone=True)
-    named = classifier.named(batch.requests)
-    rows = [
-        classifier.embed_edits(state[None], name[None])[0]  # (width,) each
-        for state, name in zip(states, named, strict=True)
-    ]
-    if rows:
-        held = held.plus(Members(requests=batch.requests, rows={_EMBEDDING: torch.stack(rows)}))
+    classifier, chat = trained.classifier, batch.chat
+    if held.requests and _threshold(memory_of(previous[-1]).settings) != classifier.threshold:
+        # What an edit lacks is measured by the threshold.
+        held = _embedded(model, tokenizer, classifier, held.requests, chat=chat)
+    if batch.requests:
+        held = held.plus(_embedded(model, tokenizer, classifier, batch.requests, chat=chat))
     part = SideMemory(
         at="", tensors={**trained.tensors, **held.tensors()}, settings=trained.settings
     )
     return Delta(method="serac", requests=held.requests, parts=[part])
+
+
+def _embedded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    classifier: ScopeClassifier,
+    requests: Sequence[EditRequest],
+    *,
+    chat: bool,
+) -> Members:
+    """Return edits as the memory holds them; each is read alone and the same bits whatever it came with."""
+    prompts = [one.ids for one in encode(tokenizer, _prompts(requests), chat)]
+    reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
+    states = reader.states(prompts, alone=True)
+    rows = [
+        classifier.embed_edits(state[None], name[None])[0]  # (width,) each
+        for state, name in zip(states, classifier.named(requests), strict=True)
+    ]
+    return Members(requests=requests, rows={_EMBEDDING: torch.stack(rows)})
 
 
 def attach(
@@ -233,6 +246,10 @@ def _trained(
             "make these edits with the same one"
         )
     return Trained(tensors=tensors, settings=settings).adjusted(config.threshold)
+
+
+def _threshold(settings: Mapping[str, Any]) -> float:
+    return float(settings["scope"]["threshold"])
 
 
 def _same(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:

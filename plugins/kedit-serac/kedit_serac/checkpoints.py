@@ -27,7 +27,7 @@ LAST = "last.safetensors"
 
 _KEY, _FORMAT = "kedit-serac", "3"
 _MODEL, _STATE = "counterfactual.", "training."
-_HINT = "; train one for it with kedit serac train PLAN.toml"
+_HINT = "; train one for this model with kedit serac train PLAN.toml"
 
 
 @frozen(kw_only=True)
@@ -133,7 +133,7 @@ def read(path: Path) -> Checkpoint:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.get(_KEY) != _FORMAT:
-            raise KeditError(f"{path} is no checkpoint of SERAC that this version reads")
+            raise KeditError(f"{path} is no checkpoint of SERAC that this version reads{_HINT}")
         said = json.loads(header["said"])
         return Checkpoint(
             classifier=classifier_from(tensors, said["scope"], str(path)),

@@ -1,5 +1,7 @@
 """SERAC's settings, for editing and for training; no torch here."""
 
+import math
+
 from attrs import field, frozen, validators
 
 _SHARE = (validators.gt(0.0), validators.lt(1.0))
@@ -8,6 +10,12 @@ _SHARE = (validators.gt(0.0), validators.lt(1.0))
 def _share(instance: object, attribute: object, value: float) -> None:
     for check in _SHARE:
         check(instance, attribute, value)  # type: ignore[arg-type]
+
+
+def _finite(instance: object, attribute: object, value: float) -> None:
+    del instance, attribute
+    if not math.isfinite(value):
+        raise ValueError(f"a threshold is a finite number, not {value}")
 
 
 @frozen(kw_only=True)
@@ -24,7 +32,7 @@ class SeracConfig:
     """
 
     checkpoint: str | None = None
-    threshold: float | None = None
+    threshold: float | None = field(default=None, validator=validators.optional(_finite))
     hand_back: bool = True
 
 
@@ -77,6 +85,8 @@ class ScopeTraining:
             leaves it out.
         rejects: share of the neighbours that the threshold keeps out of a memory as large as the training set.
         rejects_same_subject: share of other questions about their subjects that it keeps out.
+        accepts: share of the other wordings of edits that it lets in, as far as that leaves enough out: the
+            lower, the less is answered in words that no training met.
         reranker: how a re-ranker is trained; None for no re-ranker.
     """
 
@@ -94,6 +104,7 @@ class ScopeTraining:
     words: int = field(default=1024, validator=validators.ge(0))
     rejects: float = field(default=0.995, validator=_share)
     rejects_same_subject: float = field(default=0.9, validator=_share)
+    accepts: float = field(default=0.99, validator=_share)
     reranker: RerankerTraining | None = None
 
 

@@ -65,14 +65,14 @@ class Counterfactual(Decoder):
         """Return token ids that the head of the base can give, of a seeded sample of at most 4,096.
 
         Vocabularies hold tokens that their model never learned; what one of these is learned from is lost.
-        A token counts where its own row of the head says it.
+        A token counts where its own row of the head says it; all of them do where none does.
         """
         weight = base.get_output_embeddings().weight
         some = Random(0).sample(range(len(weight)), min(len(weight), _CANDIDATES))
         found: list[int] = []
         for ids in torch.split(torch.tensor(sorted(some), device=weight.device), _AT_ONCE):
             found += ids[head_of(base, weight[ids]).argmax(-1) == ids].tolist()
-        return tuple(found)
+        return tuple(found or sorted(some))
 
     def beside(self, weight: Tensor) -> "Counterfactual":
         """Return it on the device and in the dtype of a weight of the base."""

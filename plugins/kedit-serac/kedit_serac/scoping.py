@@ -99,6 +99,7 @@ class Scoping:
             training,
             rejects=settings.rejects,
             rejects_same_subject=settings.rejects_same_subject,
+            accepts=settings.accepts,
         )
         scoped = Scoped(classifier=classifier, calibration=found)
         return scoped if settings.reranker is None else self._reranked(scoped, training, validation)

@@ -1,5 +1,7 @@
 """The pointer: what follows is found among the tokens of the target, before anything was trained."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -92,3 +94,17 @@ def test_what_the_head_cannot_say_is_no_target(base, counterfactual):
     for one in found[:20]:
         assert int((head @ head[one]).argmax()) == one
     assert counterfactual.sayable(base) == found
+
+
+@torch.no_grad()
+def test_where_the_head_says_no_token_of_the_sample_all_of_it_may_be_targets(counterfactual):
+    count = 5000
+    angles = torch.arange(count, dtype=torch.float64) * 2 * torch.pi / count
+    head = torch.nn.Linear(2, count, bias=False).double()
+    base = SimpleNamespace(get_output_embeddings=lambda: head)
+    head.weight.copy_(torch.stack([angles.cos(), angles.sin()], 1))  # each one says itself
+    sample = counterfactual.sayable(base)
+    loud = min(set(range(count)) - set(sample))
+    head.weight.fill_(0.1)
+    head.weight[loud] = 1.0
+    assert counterfactual.sayable(base) == sample

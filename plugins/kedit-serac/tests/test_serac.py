@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from kedit_core import Editor
+from kedit_core.config import load_config
 from kedit_core.errors import KeditError
 from kedit_core.testing import trained_model
 from kedit_core.testing.facts import facts
 from kedit_core.testing.training import FAMILIES
 from kedit_core.tokens import encode
 from kedit_memory.members import merge
+from kedit_serac.config import SeracConfig
 
 TOKENS = 8
 
@@ -70,6 +72,26 @@ def test_an_edit_that_is_removed_was_never_there(editor, edited):
     editor.edit([edited[0], edited[2], edited[3]])
     (never,) = editor.deltas
     assert removed.id == never.id
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), -float("inf")])
+def test_a_threshold_is_a_finite_number(threshold):
+    with pytest.raises(KeditError, match="finite"):
+        load_config(SeracConfig, {"threshold": threshold})
+
+
+def test_edits_meet_their_own_prompts_under_a_threshold_that_is_set_later(editor, edited):
+    some, more = edited[:2], edited[2:4]
+    strict = {**editor.edit(some).provenance.config, "threshold": 2.5}
+    editor.edit(more, config=strict)
+    (later,) = editor.deltas
+    assert editor.scope([one.prompt for one in edited[:4]]).requests == tuple(
+        one.id for one in edited[:4]
+    )
+    editor.undo()
+    editor.undo()
+    editor.edit(edited[:4], config=strict)
+    assert editor.deltas[0].id == later.id
 
 
 def test_edits_made_one_by_one_are_the_memory_of_all_at_once(editor, edited):

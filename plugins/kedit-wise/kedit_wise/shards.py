@@ -157,7 +157,7 @@ def merge(memories: Sequence[Delta]) -> Delta:
     """Return one memory with the shards of several, the first one's first; who comes first counts.
 
     An edit that two of them hold is the first one's. The shards stay apart, with their thresholds,
-    which the next edit sets anew.
+    which the next edit sets anew; one all of whose edits are in a memory before it is left out.
 
     Args:
         memories: over one model, beside one projection, made with settings that go together.
@@ -183,12 +183,13 @@ def merge(memories: Sequence[Delta]) -> Delta:
             )
         known = {request.id for request in held.requests}
         new = [place for place, one in enumerate(more.requests) if one.id not in known]
+        added, numbers = torch.unique(more.shard[new], return_inverse=True)
         held = evolve(
             held,
-            shards=(*held.shards, *more.shards),
+            shards=(*held.shards, *(more.shards[number] for number in added.tolist())),
             requests=(*held.requests, *(more.requests[place] for place in new)),
             keys=torch.cat([held.keys, more.keys[new]]),
-            shard=torch.cat([held.shard, more.shard[new] + len(held.shards)]),
+            shard=torch.cat([held.shard, numbers + len(held.shards)]),
             reached=torch.cat([held.reached, more.reached[new]]),
             loud=torch.cat([held.loud, more.loud[new]]),
             scoped=held.scoped and held.scoped.plus(_directions(more)[new]),

@@ -214,6 +214,22 @@ def test_merged_memories_answer_what_both_do(new_editor, edited):
             assert torch.equal(together[0], logits(editor, asked)[0])
 
 
+def test_a_shard_whose_edits_are_all_known_is_left_out_of_a_merged_memory(new_editor, edited):
+    editor = new_editor(shards={"size": 2})
+    first = editor.edit(edited[:2])
+    editor.undo()
+    second = editor.edit([edited[1], edited[0], *edited[2:5]])
+    both = merge([first, second])
+    memory = side_matrix_of(both)
+    assert memory.shard.tolist() == [0, 0, 1, 1, 2]
+    kept = (side_matrix_of(first).shards[0], *side_matrix_of(second).shards[1:])
+    assert memory.shards == kept
+    assert merge([both, first]).id == both.id
+    editor.undo()
+    with _in(editor, both):
+        assert logits(editor, [edited[0].prompt])[0].isfinite().all()
+
+
 def _in(editor, delta):
     return Beside(editor.model, editor.tokenizer, delta).attach()
 
