@@ -61,13 +61,9 @@ def calibrated(
     classifier = evolve(classifier, threshold=-torch.inf)  # so that no edit lacks anything
     memory = torch.cat([_edits(classifier, one) for one in (examples, crowd)])
     inside, right = _wordings(classifier, examples, memory)
-    asked = examples.asked_more if examples.asked_more.any() else ~examples.asked_more
-    outside = {
-        "neighbours": _nearest(classifier, examples, examples.neighbours, memory),
-        "others": _nearest(classifier, examples, examples.others[asked], memory),
-    }
+    outside = _outside(classifier, examples, memory)
     wanted = {"neighbours": rejects, "others": rejects_same_subject}
-    edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items() if near.numel()]
+    edges = [float(near.quantile(wanted[kind])) for kind, near in outside.items()]
     strangers = _strangers(classifier, examples)
     if strangers.numel():
         share = min(rejects ** (len(examples) / len(memory)), 1 - _PAIR / len(examples))
@@ -75,15 +71,14 @@ def calibrated(
     if inside.numel():
         edges.append(float(inside.quantile(1 - accepts)))
     threshold = max(edges, default=trained)
-    temperature = _temperature(inside, torch.cat(list(outside.values())), threshold)
-    auc = {kind: auc_of(inside, near) for kind, near in outside.items() if near.numel()}
-    rejected = {
-        kind: float((near < threshold).float().mean())
-        for kind, near in outside.items()
-        if near.numel()
-    }
-    accepted = float((right & (inside >= threshold)).float().mean()) if inside.numel() else 0.0
-    found = Calibration(auc=auc, accepted=accepted, rejected=rejected, edits=len(memory))
+    every = torch.cat([*outside.values(), torch.empty(0)])
+    temperature = _temperature(inside, every, threshold)
+    found = Calibration(
+        auc={kind: auc_of(inside, near) for kind, near in outside.items()},
+        accepted=float((right & (inside >= threshold)).float().mean()) if inside.numel() else 0.0,
+        rejected={kind: float((near < threshold).float().mean()) for kind, near in outside.items()},
+        edits=len(memory),
+    )
     return evolve(classifier, threshold=threshold, temperature=temperature), found
 
 
@@ -111,6 +106,14 @@ def _wordings(
     own = torch.arange(len(table))[:, None].expand_as(table)[there]
     best, place = top_one(classifier.embed(examples.states[table[there]]), memory)
     return best, place == own
+
+
+def _outside(classifier: ScopeClassifier, examples: Examples, memory: Tensor) -> dict[str, Tensor]:
+    """Return by kind how near prompts come that should meet no edit, where there are any."""
+    asked = examples.asked_more if examples.asked_more.any() else ~examples.asked_more
+    kinds = {"neighbours": examples.neighbours, "others": examples.others[asked]}
+    found = {kind: _nearest(classifier, examples, one, memory) for kind, one in kinds.items()}
+    return {kind: near for kind, near in found.items() if near.numel()}
 
 
 def _nearest(
