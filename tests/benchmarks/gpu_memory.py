@@ -35,6 +35,7 @@ from random_models import (
 from rich.console import Console
 
 from kedit_core import Delta, Editor, TensorCache, Weights, encode
+from kedit_memory.decoders import shape_for
 from kedit_memory.lexicons import lexicon_of
 from kedit_memory.members import Members, memory_of, shared_of
 from kedit_memory.pooling import sites_of
@@ -43,7 +44,7 @@ from kedit_memory.scope_training import untrained
 from kedit_serac._serac import Answering
 from kedit_serac.checkpoints import Checkpoint, write
 from kedit_serac.config import SeracConfig
-from kedit_serac.counterfactual import new_counterfactual, shape_for
+from kedit_serac.counterfactual import new_counterfactual
 
 STEPS = 70  # of WISE's training, as the original's
 ROWS, TOKENS = 8, 64
