@@ -9,8 +9,9 @@ percent by exact match, for each number of edits in memory:
 * unseen, random: targets that training never met, real answers and strings of random tokens, by the
   counterfactual model alone;
 * near: neighbours whose answer is as before (those that are edits themselves left out); same subject: other
-  questions about edited subjects that meet no edit, in wordings of the training, then in new ones; kept: the
-  change in right answers to unrelated facts.
+  questions about edited subjects that meet no edit, in wordings of the training, then in new ones; text:
+  general sentences that meet no edit, first those that name no edited subject, then all; kept: the change in
+  right answers to unrelated facts.
 
 Then one table of the trained classifier beside its two halves, raw cosine, an untrained projection and, where
 the checkpoint holds one, the re-ranker: AUC by kind of hard negative, and the share of paraphrases, and of
@@ -31,6 +32,7 @@ import torch
 import typer
 from attrs import evolve, fields, frozen
 from rich.table import Table
+from wise_on_atlas import sentences
 
 from kedit_atlas.world import load_world
 from kedit_core import Editor, EditRequest, Plugins
@@ -149,11 +151,17 @@ class Bench:
             "near": 100 * means.get("locality.unchanged:near", means["locality.unchanged"]),
             "same subject": self._left_alone(kinds.same_subject),
             "in new words": self._left_alone(kinds.same_subject_unseen),
+            **self._sentences_left_alone(facts),
             "kept": 100 * (self._mean(kept, "reliability.exact") - before),
             "seconds": seconds,
         }
         self.editor.undo()
         return scores
+
+    def _sentences_left_alone(self, facts: Sequence[EditRequest]) -> dict[str, float]:
+        said, subjects = sentences(), [str(one.subject) for one in facts]
+        apart = [one for one in said if not any(subject in one for subject in subjects)]
+        return {"text": self._left_alone(apart), "all text": self._left_alone(said)}
 
     def _left_alone(self, prompts: Sequence[str]) -> float:
         met = self.editor.scope(prompts).requests

@@ -107,10 +107,10 @@ class Bench:
         last = self.editor.evaluate(facts, SCORES) if every else judgements[-1].report
         means = last.means()
         scores = {name: 100 * means[metric] for name, metric in COLUMNS.items() if metric in means}
-        sentences = _sentences()
+        said = sentences()
         subjects = [str(one.subject) for one in facts]
-        apart = [one for one in sentences if not any(subject in one for subject in subjects)]
-        scores |= {"text": 100 - self._inside(apart), "all text": 100 - self._inside(sentences)}
+        apart = [one for one in said if not any(subject in one for subject in subjects)]
+        scores |= {"text": 100 - self._inside(apart), "all text": 100 - self._inside(said)}
         return Judged(
             scores=scores,
             inside=self._routed(facts),
@@ -136,7 +136,7 @@ class Bench:
         return 100 * sum(one is not None for one in met) / len(met)
 
 
-def _sentences() -> list[str]:
+def sentences() -> list[str]:
     """Return sentences about facts that no edit is about."""
     facts = random.Random(0).sample(load_world().of(KEPT), SENTENCES)
     return [f"{fact.openings[0]} {fact.object}." for fact in facts]

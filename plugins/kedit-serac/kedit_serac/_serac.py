@@ -108,7 +108,7 @@ def _embedded(
     reader = reader_of(model, tokenizer, classifier.source, model.device, classifier.lexicon)
     states = reader.states(prompts, alone=True)
     rows = [
-        classifier.embed_edits(state[None], name[None])[0]  # (width,) each
+        classifier.embed_edits(state[None], name[None])[0]  # (length,) each
         for state, name in zip(states, classifier.named(requests), strict=True)
     ]
     return Members(requests=requests, rows={_EMBEDDING: torch.stack(rows)})
